@@ -1,0 +1,133 @@
+"""The one interface of the package, D(z; σ) = E[y | z = y + σn], and denoisers that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from .tensors import per_item
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Maps z (*batch, *event), noisy at standard deviation `sigma`, to the posterior mean E[y | z] of the same shape.
+
+    `sigma` is a number or a tensor whose shape is a prefix of z's.
+    """
+
+    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor: ...
+
+
+SMALLEST_SIGMA = 1e-12  # below it float32 logits could overflow; the softmax has long become an arg max
+FINE = 0.004  # σ over the data's radius below which float32 logits, of size (radius/σ)², lose the digits that matter
+HEAD_MULTIPLE = 8  # fused attention kernels on GPUs want the head size in multiples of 8
+
+
+class IdealDenoiser:
+    """The exact denoiser of a training set, D*(z; σ) = softmax(−|z − yᵢ|²/2σ²)·y (Eq. 16), as one attention read.
+
+    `data` has shape (M, *event). The query is z/σ², the keys are the data with −|y|²/2 as one more coordinate, the
+    values are the data again; the terms in |z|² cancel in the softmax. Memory grows with queries + data, not with their
+    product, wherever torch has a fused kernel (CPU: float32 and float64; CUDA: not float64). At σ = 0 the result is the
+    nearest datum (ties are averaged).
+
+    Raises:
+        ValueError: no data, data that are not finite, an event shape other than the data's, sigma < 0 or NaN.
+    """
+
+    def __init__(self, data: Tensor):
+        if data.ndim < 2 or data.shape[0] == 0:
+            raise ValueError(f"data has shape {tuple(data.shape)}; it must be (M, *event) with M >= 1")
+        if not data.isfinite().all():
+            raise ValueError("data contains NaN or infinite values; all must be finite")
+        self.event = data.shape[1:]
+        flat = data.flatten(1).double()  # half a square rounded to float32 would shift a logit by 1 at σ = .0002
+        # Rounding in a logit grows with |z||y|/σ², so the origin goes to the middle of the data.
+        self.centre = flat.mean(0)
+        self.values = flat - self.centre
+        half_squares = self.values.square().sum(-1, keepdim=True) / 2
+        self.keys = torch.cat([self.values, -half_squares], dim=-1)
+        self.radius = float((2 * half_squares.max()).sqrt())
+
+    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        if z.shape[max(0, z.ndim - len(self.event)) :] != self.event:
+            raise ValueError(f"z has shape {tuple(z.shape)}; it must end in the data's event shape {tuple(self.event)}")
+        level = per_item(sigma, z)
+        if level.ndim and level.shape[z.ndim - len(self.event) :].numel() != 1:
+            raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within an event")
+        fine = z.device.type == "cpu" and bool((level < FINE * self.radius).any())
+        kind = torch.float64 if fine else torch.promote_types(z.dtype, torch.float32)
+        centre, keys, values = (t.to(z.device, kind) for t in (self.centre, self.keys, self.values))
+        s = level.to(z.device, kind).expand(z.shape).reshape(-1, len(centre))[:, :1].clamp(min=SMALLEST_SIGMA)
+        query = torch.cat([z.to(kind).reshape(-1, len(centre)) - centre, torch.ones_like(s)], dim=-1) / s.square()
+        padding = (0, -query.shape[-1] % HEAD_MULTIPLE)
+        heads = (pad(t, padding)[None, None] for t in (query, keys, pad(values, (0, 1))))
+        mean = scaled_dot_product_attention(*heads, scale=1.0)[0, 0, :, : len(centre)]
+        return (mean + centre).to(z.dtype).reshape(z.shape)
+
+
+@dataclass(frozen=True)
+class _Guided:
+    cond: Denoiser
+    uncond: Denoiser
+    scale: float | Tensor | Callable[[float | Tensor], float | Tensor]
+
+    def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = self.scale(sigma) if callable(self.scale) else self.scale
+        return per_item(s, z, "scale")
+
+    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = self._strength(z, sigma)
+        if (s == 1).all():
+            return self.cond(z, sigma)
+        if (s == 0).all():
+            return self.uncond(z, sigma)
+        u = self.uncond(z, sigma)
+        return u + s * (self.cond(z, sigma) - u)
+
+    def cost(self, z: Tensor, sigma: float | Tensor) -> int:
+        s = self._strength(z, sigma)
+        needed = [(self.cond, (s != 0).any()), (self.uncond, (s != 1).any())]
+        return sum(cost(term, z, sigma) for term, used in needed if used)
+
+
+def guided(
+    cond: Denoiser, uncond: Denoiser, scale: float | Tensor | Callable[[float | Tensor], float | Tensor]
+) -> Denoiser:
+    """Classifier-free guidance u + s·(c − u) as a denoiser; a term with coefficient 0 is not computed.
+
+    `scale` is s ≥ 0: a number, a tensor whose shape is a prefix of z's, or a function of sigma that returns either
+    (guidance in a limited interval). The paper's Eq. 13, (1 + w)·c − w·u, is s = 1 + w.
+
+    Raises:
+        ValueError: when called, if the scale is negative or NaN.
+    """
+    if not callable(scale):
+        per_item(scale, torch.empty(1) if not isinstance(scale, Tensor) else scale, "scale")
+    return _Guided(cond, uncond, scale)
+
+
+def cost(denoise: Denoiser, z: Tensor, sigma: float | Tensor) -> int:
+    """Evaluations of the underlying model that one call spends on each item: 1, and 2 under guidance."""
+    own = getattr(denoise, "cost", None)
+    return 1 if own is None else own(z, sigma)
+
+
+class counted:
+    """The same denoiser with `calls`, its cost so far for each item of the batch (a guided call costs 2)."""
+
+    def __init__(self, denoise: Denoiser):
+        self.denoise = denoise
+        self.calls = 0
+
+    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        self.calls += self.cost(z, sigma)
+        return self.denoise(z, sigma)
+
+    def cost(self, z: Tensor, sigma: float | Tensor) -> int:
+        return cost(self.denoise, z, sigma)

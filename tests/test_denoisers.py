@@ -1,0 +1,147 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from reference import levels, mean_shift_sum, random_mixture, seeds
+
+from msd_teach import Denoiser, IdealDenoiser, counted, fractal, guided, product_denoiser
+from msd_teach.denoisers import cost
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(seed=seeds, sigma=levels)
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("event", [(2,), (7,), (3, 2)])
+def test_attention_is_the_mean_shift_sum(event, seed, sigma):
+    data, z = 3 + draw(seed, 40, *event), 3 + draw(seed + 1, 11, *event)
+    torch.testing.assert_close(IdealDenoiser(data)(z, sigma), mean_shift_sum(data, z, sigma), rtol=1e-8, atol=1e-8)
+
+
+def test_sigma_may_differ_from_item_to_item():
+    data, z, sigma = draw(0, 40, 2), draw(1, 3, 4, 2), 0.1 + draw(2, 3, 4).abs()
+    denoise = IdealDenoiser(data)
+    want = mean_shift_sum(data, z.reshape(12, 2), sigma.flatten()).reshape(3, 4, 2)
+    torch.testing.assert_close(denoise(z, sigma), want)
+    torch.testing.assert_close(denoise(z, sigma[..., None]), want)
+    torch.testing.assert_close(denoise(z, sigma[:, 0])[0], denoise(z[0], float(sigma[0, 0])))
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.005, 0.02, 0.2, 2.0])
+def test_float32_follows_float64(sigma):
+    """Invariant 6, on the fractal moved away from the origin, where centring matters."""
+    g = torch.Generator().manual_seed(0)
+    data = (fractal().sample(10_000, generator=g) + 10).float()
+    z = data[:4096] + sigma * torch.randn(4096, 2, generator=g)
+    error = (IdealDenoiser(data)(z, sigma) - IdealDenoiser(data.double())(z.double(), sigma)).abs().max() / sigma
+    assert error < 2e-2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_finite_far_from_the_data(kind):
+    data = fractal().sample(500, generator=torch.Generator().manual_seed(0)).to(kind)
+    z = torch.tensor([[1e6, 0], [-1e6, 1e6], [0, 1e12], [0, 0]], dtype=kind)
+    for sigma in (0.0, 1e-9, 0.002, 80.0):
+        mean = IdealDenoiser(data)(z, sigma)
+        assert mean.isfinite().all()
+        assert mean.dtype == kind
+        assert (mean.norm(dim=-1) <= data.norm(dim=-1).max() * 1.001).all()
+
+
+def test_without_noise_it_is_the_nearest_datum():
+    data, z = draw(0, 300, 2), draw(1, 50, 2)
+    nearest = data[torch.cdist(z, data).argmin(-1)]
+    for sigma in (0.0, 1e-6):
+        torch.testing.assert_close(IdealDenoiser(data)(z, sigma), nearest, rtol=1e-12, atol=1e-12)
+
+
+def test_one_datum_and_duplicates():
+    one = draw(0, 1, 2)
+    torch.testing.assert_close(IdealDenoiser(one)(draw(1, 5, 2), 0.1), one.expand(5, 2))
+    data, z = draw(2, 20, 2), draw(3, 5, 2)
+    torch.testing.assert_close(IdealDenoiser(data)(z, 0.3), IdealDenoiser(data.repeat(2, 1))(z, 0.3))
+
+
+MEMORY = """
+import resource, sys, torch
+from msd_teach import IdealDenoiser
+n = int(sys.argv[1])
+x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+IdealDenoiser(x)(x[:4], 0.1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+IdealDenoiser(x)(x, 0.1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_grows_with_the_sum_not_the_product():
+    """30 000 × 30 000 float32 logits would take 3.4 GiB."""
+    grown = int(subprocess.run([sys.executable, "-c", MEMORY, "30000"], capture_output=True, text=True, check=True).stdout)
+    assert grown < 200 * 1024  # KiB
+
+
+def test_guidance_extrapolates_and_skips_what_it_does_not_need():
+    c, u = (counted(random_mixture(seed).denoise) for seed in (0, 1))
+    z = draw(2, 6, 2)
+    got = guided(c, u, 4.0)(z, 0.5)
+    torch.testing.assert_close(got, 4 * c.denoise(z, 0.5) - 3 * u.denoise(z, 0.5))
+    assert (c.calls, u.calls) == (1, 1)
+    guided(c, u, 1.0)(z, 0.5)
+    assert (c.calls, u.calls) == (2, 1)
+    guided(c, u, 0.0)(z, 0.5)
+    assert (c.calls, u.calls) == (2, 2)
+
+
+def test_guidance_in_a_limited_interval_and_for_each_item():
+    c, u = random_mixture(0).denoise, random_mixture(1).denoise
+    z = draw(2, 6, 2)
+    limited = guided(c, u, lambda sigma: 7.5 if 0.1 < sigma < 1 else 1.0)
+    torch.testing.assert_close(limited(z, 2.0), c(z, 2.0))
+    torch.testing.assert_close(limited(z, 0.5), guided(c, u, 7.5)(z, 0.5))
+    scales = torch.tensor([0, 1, 2, 3, 4, 5.0])
+    for i, row in enumerate(guided(c, u, scales)(z, 0.5)):
+        torch.testing.assert_close(row, guided(c, u, float(scales[i]))(z[i], 0.5))
+
+
+def test_cost_counts_evaluations_for_each_item():
+    z = draw(0, 6, 2)
+    plain = random_mixture(0).denoise
+    limited = guided(plain, plain, lambda sigma: 3.0 if float(sigma) < 1 else 1.0)
+    denoise = counted(limited)
+    denoise(z, 0.5)
+    denoise(z, 2.0)
+    assert denoise.calls == 3
+    assert cost(plain, z, 0.5) == 1
+    assert cost(guided(limited, plain, 2.0), z, 0.5) == 3
+    # seen through a kernel the noise is smaller, and so within the interval
+    assert cost(product_denoiser(limited, z, 0.5), z, 2.0) == 2
+
+
+def test_everything_is_a_denoiser():
+    mixture = random_mixture(0)
+    for denoise in (mixture.denoise, IdealDenoiser(draw(0, 3, 2)), guided(mixture.denoise, mixture.denoise, 2), counted):
+        assert isinstance(denoise, Denoiser)
+
+
+def test_bad_input_is_refused_by_name():
+    data = draw(0, 5, 2)
+    with pytest.raises(ValueError, match=r"data has shape \(0, 2\); it must be \(M, \*event\) with M >= 1"):
+        IdealDenoiser(data[:0])
+    with pytest.raises(ValueError, match=r"data has shape \(2,\)"):
+        IdealDenoiser(data[0])
+    with pytest.raises(ValueError, match="data contains NaN"):
+        IdealDenoiser(data * math.nan)
+    denoise = IdealDenoiser(data)
+    with pytest.raises(ValueError, match=r"z has shape \(5, 3\); it must end in the data's event shape \(2,\)"):
+        denoise(torch.zeros(5, 3), 0.1)
+    with pytest.raises(ValueError, match="sigma is -1; it must be >= 0"):
+        denoise(data, -1)
+    with pytest.raises(ValueError, match=r"sigma has shape \(5, 2\); it may not vary within an event"):
+        denoise(data, torch.ones(5, 2))
+    with pytest.raises(ValueError, match="scale is -2; it must be >= 0"):
+        guided(denoise, denoise, -2)

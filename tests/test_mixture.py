@@ -1,0 +1,161 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from reference import levels, mixture_log_prob, random_mixture, seeds
+
+from msd_teach import GaussianMixture, fractal
+
+points = {"dtype": torch.float64}
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **points)
+
+
+@given(seed=seeds, sigma=levels)
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("dimension", [1, 2, 3, 12])
+def test_log_prob_is_the_sum_over_components(dimension, seed, sigma):
+    mixture, x = random_mixture(seed, dimension=dimension), 2 * draw(seed, 7, dimension)
+    torch.testing.assert_close(mixture.log_prob(x, sigma), mixture_log_prob(mixture, x, sigma), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_density_integrates_to_one(sigma):
+    mixture = random_mixture(3, thinnest=0.2)
+    axis = torch.linspace(-9, 9, 721, **points)
+    mass = mixture.log_prob(torch.cartesian_prod(axis, axis), sigma).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert abs(mass - 1) < 1e-9
+
+
+@given(seed=seeds, sigma=levels)
+@settings(max_examples=30, deadline=None)
+def test_score_is_the_gradient_of_log_prob(seed, sigma):
+    mixture, x = random_mixture(seed), draw(seed, 4, 2).requires_grad_()
+    for level in (0.0, sigma):
+        (gradient,) = torch.autograd.grad(mixture.log_prob(x, level).sum(), x)
+        torch.testing.assert_close(mixture.score(x.detach(), level), gradient, rtol=1e-9, atol=1e-9)
+
+
+@given(seed=seeds, sigma=levels)
+@settings(max_examples=30, deadline=None)
+def test_denoiser_obeys_tweedie(seed, sigma):
+    mixture, z = random_mixture(seed), draw(seed, 6, 2)
+    torch.testing.assert_close(mixture.denoise(z, sigma), z + sigma**2 * mixture.score(z, sigma), rtol=1e-10, atol=1e-10)
+
+
+@given(seed=seeds, bandwidth=levels)
+@settings(max_examples=30, deadline=None)
+def test_mean_shift_lands_on_the_mean_of_the_product(seed, bandwidth):
+    """Invariant 1: D(x; λ) is the mean of p·kernel, λ² ∂D/∂x its covariance."""
+    mixture, x = random_mixture(seed), draw(seed, 2)
+    product = mixture.product(x, bandwidth)
+    mean = product.weights @ product.means
+    torch.testing.assert_close(mixture.denoise(x, bandwidth), mean, rtol=1e-10, atol=1e-10)
+    jacobian = torch.autograd.functional.jacobian(lambda y: mixture.denoise(y, bandwidth), x)
+    spread = product.means - mean
+    covariance = torch.einsum("k,kij->ij", product.weights, product.covariances + spread[:, :, None] * spread[:, None])
+    torch.testing.assert_close(bandwidth**2 * jacobian, covariance, rtol=1e-7, atol=1e-10)
+
+
+def test_product_is_density_times_kernel():
+    mixture, x, bandwidth = random_mixture(11), draw(11, 2), 0.7
+    y = draw(12, 50, 2)
+    kernel = -(y - x).square().sum(-1) / (2 * bandwidth**2)
+    constant = mixture.product(x, bandwidth).log_prob(y) - mixture.log_prob(y) - kernel
+    assert constant.std() < 1e-10
+
+
+@given(seed=seeds)
+@settings(max_examples=10, deadline=None)
+def test_sigma_for_each_point_equals_one_call_for_each(seed):
+    mixture, x = random_mixture(seed), draw(seed, 3, 5, 2)
+    sigma = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed), **points)
+    for method in (mixture.log_prob, mixture.score, mixture.denoise):
+        one_by_one = torch.stack([torch.stack([method(p, float(s)) for p, s in zip(r, t)]) for r, t in zip(x, sigma)])
+        torch.testing.assert_close(method(x, sigma), one_by_one, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(method(x, sigma[:, :1])[:, 0], one_by_one[:, 0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_samples_have_the_mixtures_moments(sigma):
+    mixture, n = random_mixture(5), 400_000
+    y = mixture.sample(n, sigma, torch.Generator().manual_seed(0))
+    mean = mixture.weights @ mixture.means
+    spread = mixture.means - mean
+    covariance = torch.einsum("k,kij->ij", mixture.weights, mixture.covariances + spread[:, :, None] * spread[:, None])
+    covariance = covariance + sigma**2 * torch.eye(2, **points)
+    assert ((y.mean(0) - mean).abs() < 5 * (covariance.diagonal() / n).sqrt()).all()
+    torch.testing.assert_close(y.T.cov(), covariance, rtol=0.03, atol=0.01)
+
+
+def test_samples_repeat_with_the_generator():
+    mixture = random_mixture(5)
+    first, second = (mixture.sample(9, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_float32_input_loses_nothing_but_its_own_digits():
+    mixture = fractal()
+    x = mixture.sample(2000, generator=torch.Generator().manual_seed(0))
+    single = x.float()
+    for sigma in (0.002, 0.2):
+        got, want = mixture.denoise(single, sigma), mixture.denoise(single.double(), sigma)
+        assert got.dtype == torch.float32
+        assert (got - want).abs().max() < 1e-6
+
+
+def test_far_points_stay_finite():
+    x = torch.tensor([[1e6, -1e6], [3e8, 0.0]], **points)
+    mixture = fractal()
+    for sigma in (0.0, 0.002, 5.0):
+        assert mixture.log_prob(x, sigma).isfinite().all()
+        assert mixture.score(x, sigma).isfinite().all()
+    assert mixture.denoise(x, 0.002).isfinite().all()
+    assert torch.equal(mixture.denoise(x, 0.0), x)
+
+
+def test_no_points_give_no_values():
+    empty = torch.zeros(0, 2, **points)
+    assert fractal().log_prob(empty).shape == (0,)
+    assert fractal().denoise(empty, 0.1).shape == (0, 2)
+
+
+eye = torch.eye(2, **points)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "covariances", "message"),
+    [
+        ([1.0, 1.0], torch.zeros(1, 2), eye[None], r"shapes \(2,\), \(1, 2\), \(1, 2, 2\); they must be \(K,\)"),
+        ([-1.0], torch.zeros(1, 2), eye[None], "weights contains -1.0; every weight must be > 0"),
+        ([1.0], torch.full((1, 2), math.nan), eye[None], "means contains nan; all values must be finite"),
+        ([1.0], torch.zeros(1, 2), -eye[None], r"covariances\[0\] has the eigenvalue -1.0; it must be positive definite"),
+        ([1.0], torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0, 1]]]), r"covariances\[0\] is .*; it must be symmetric"),
+    ],
+)
+def test_bad_mixtures_are_refused_by_name(weights, means, covariances, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(torch.tensor(weights), means, covariances)
+
+
+def test_bad_calls_are_refused_by_name():
+    mixture, x = random_mixture(0), torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="sigma is -0.1; it must be >= 0"):
+        mixture.score(x, -0.1)
+    with pytest.raises(ValueError, match="sigma is nan"):
+        mixture.denoise(x, math.nan)
+    with pytest.raises(ValueError, match=r"sigma contains nan"):
+        mixture.denoise(x, torch.tensor([0.1, math.nan, 1, 1]))
+    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); it must be a prefix of \(4, 2\)"):
+        mixture.denoise(x, torch.ones(3))
+    with pytest.raises(ValueError, match=r"sigma has shape \(4, 2\); it may not vary within a point"):
+        mixture.denoise(x, torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"points have shape \(4, 3\); their last axis must be 2"):
+        mixture.log_prob(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="bandwidth is 0; it must be > 0"):
+        mixture.product(torch.zeros(2), 0)
+    with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be one point, \(2,\)"):
+        mixture.product(x, 1.0)
