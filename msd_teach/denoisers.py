@@ -66,8 +66,8 @@ class IdealDenoiser:
         s = level.to(z.device, kind).expand(z.shape).reshape(-1, len(centre))[:, :1].clamp(min=SMALLEST_SIGMA)
         query = torch.cat([z.to(kind).reshape(-1, len(centre)) - centre, torch.ones_like(s)], dim=-1) / s.square()
         padding = (0, -query.shape[-1] % HEAD_MULTIPLE)
-        heads = (pad(t, padding)[None, None] for t in (query, keys, pad(values, (0, 1))))
-        mean = scaled_dot_product_attention(*heads, scale=1.0)[0, 0, :, : len(centre)]
+        q, k, v = (pad(t, padding)[None, None] for t in (query, keys, pad(values, (0, 1))))
+        mean = scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : len(centre)]
         return (mean + centre).to(z.dtype).reshape(z.shape)
 
 

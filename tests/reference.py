@@ -42,7 +42,8 @@ def mixture_log_prob(mixture: GaussianMixture, x: Tensor, sigma: float) -> Tenso
 def mean_shift_sum(data: Tensor, x: Tensor, bandwidth: float | Tensor) -> Tensor:
     """Σ N(x; yᵢ, λ²) yᵢ / Σ N(x; yᵢ, λ²), with every distance written out (Eq. 7, Eq. 16)."""
     squares = (x[:, None] - data[None]).flatten(2).square().sum(-1)
-    weights = (-squares / (2 * torch.as_tensor(bandwidth).reshape(-1, 1) ** 2)).softmax(-1)
+    level = torch.as_tensor(bandwidth, dtype=x.dtype).reshape(-1, 1)
+    weights = (-squares / (2 * level**2)).softmax(-1)
     return (weights @ data.flatten(1)).reshape(x.shape)
 
 

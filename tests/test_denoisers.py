@@ -81,7 +81,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_memory_grows_with_the_sum_not_the_product():
     """30 000 × 30 000 float32 logits would take 3.4 GiB."""
-    grown = int(subprocess.run([sys.executable, "-c", MEMORY, "30000"], capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run([sys.executable, "-c", MEMORY, "30000"], capture_output=True, text=True, check=True).stdout
+    )
     assert grown < 200 * 1024  # KiB
 
 
@@ -124,7 +126,12 @@ def test_cost_counts_evaluations_for_each_item():
 
 def test_everything_is_a_denoiser():
     mixture = random_mixture(0)
-    for denoise in (mixture.denoise, IdealDenoiser(draw(0, 3, 2)), guided(mixture.denoise, mixture.denoise, 2), counted):
+    for denoise in (
+        mixture.denoise,
+        IdealDenoiser(draw(0, 3, 2)),
+        guided(mixture.denoise, mixture.denoise, 2),
+        counted,
+    ):
         assert isinstance(denoise, Denoiser)
 
 

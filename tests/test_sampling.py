@@ -61,8 +61,14 @@ def test_solver_shows_its_order_pathwise(solver, direction):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_inversion_then_sampling_returns_at_the_solvers_order(solver):
-    """Invariant 10, above σ = .1; the drift at σ = 0 has its own test below."""
-    mixture, x = random_mixture(1, thinnest=0.3), random_mixture(1).sample(64, generator=torch.Generator().manual_seed(0))
+    """Invariant 10, above σ = .1; the drift at σ = 0 has its own test below.
+
+    Heun does better than its order, 3: the h³ error of a step and the (−h)³ error of the step back cancel.
+    """
+    mixture, x = (
+        random_mixture(1, thinnest=0.3),
+        random_mixture(1).sample(64, generator=torch.Generator().manual_seed(0)),
+    )
     error = []
     for steps in (32, 64, 128, 256):
         levels = torch.linspace(3**0.5, 0.1**0.5, steps + 1, dtype=torch.float64) ** 2
@@ -70,7 +76,7 @@ def test_inversion_then_sampling_returns_at_the_solvers_order(solver):
         *_, back = sample(mixture.denoise, z, levels, solver)
         error.append((back - x).norm(dim=-1).median())
     slopes = -torch.stack(error).log2().diff()
-    assert (slopes - ORDER[solver]).abs().max() < 0.3
+    assert (slopes - {"euler": 1, "heun": 3}[solver]).abs().max() < 0.15
 
 
 def test_inversion_starts_at_zero_without_drift_and_lies_on_the_samplers_grid():
@@ -120,13 +126,17 @@ def test_bad_input_is_refused_before_the_first_step(direction):
     with pytest.raises(ValueError, match="solver is 'rk4'; it may be one of heun, euler"):
         direction(denoise, z, karras_sigmas(3, 0.1, 1), "rk4")
     for sigmas in ([1.0], [0.1, 1.0], [1.0, 1.0, 0.0], [1.0, -0.5], [1.0, math.nan, 0.0]):
-        with pytest.raises(ValueError, match="sigmas are .* strictly descending, the last one >= 0"):
+        with pytest.raises(ValueError, match=r"sigmas are .* strictly descending, the last one >= 0"):
             direction(denoise, z, torch.tensor(sigmas))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 0.1, 1), "steps is 0"), ((3, 0, 1), "sigma_min, sigma_max are 0, 1"), ((3, 2, 1), "sigma_min, sigma_max are 2, 1")],
+    [
+        ((0, 0.1, 1), "steps is 0"),
+        ((3, 0, 1), "sigma_min, sigma_max are 0, 1"),
+        ((3, 2, 1), "sigma_min, sigma_max are 2, 1"),
+    ],
 )
 def test_bad_schedules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
