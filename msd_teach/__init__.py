@@ -2,17 +2,29 @@
 
 from .denoisers import Denoiser, IdealDenoiser, counted, guided
 from .densities import GaussianMixture, checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
-from .product import product_denoiser
+from .distill import Rendered, StepInfo, distill
+from .product import product_denoiser, sample_product
 from .sampling import invert, karras_sigmas, sample
+from .targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ISM",
+    "MSD",
+    "SDI",
+    "SDS",
+    "VSD",
     "Denoiser",
     "GaussianMixture",
     "IdealDenoiser",
+    "MeanShift",
+    "Rendered",
+    "StepInfo",
+    "Target",
     "checkerboard",
     "counted",
+    "distill",
     "eight_gaussians",
     "fractal",
     "guided",
@@ -22,5 +34,6 @@ __all__ = [
     "pinwheel",
     "product_denoiser",
     "sample",
+    "sample_product",
     "spiral",
 ]

@@ -1,13 +1,20 @@
-"""The product of a density with a Gaussian kernel, q(y | x) ∝ p(y) N(y; x, λ²I) (Eq. 8), is again a denoiser."""
+"""The product density q(y | x) ∝ p(y) N(y; x, λ²I) (Eq. 8): its exact denoiser, and three ways to sample it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from .denoisers import Denoiser, cost
-from .tensors import per_item
+from .sampling import descending, sample, solver_step
+from .tensors import noise_like, per_item
+
+KERNELS = ("exact", "exponential", "explicit")
 
 
 @dataclass(frozen=True)
@@ -45,3 +52,98 @@ def product_denoiser(denoise: Denoiser, x: Tensor, bandwidth: float | Tensor) ->
     """
     per_item(bandwidth, x, "bandwidth", positive=True)
     return _Product(denoise, x, bandwidth)
+
+
+def heat(sigma: float) -> float:
+    """The clock t = σ²/2 in which the kernel's exponential decay e^{−Δt/λ²} is exact."""
+    return sigma**2 / 2
+
+
+def sample_product(
+    denoise: Denoiser,
+    x: Tensor,
+    bandwidth: float | Tensor,
+    sigmas: Tensor,
+    kernel: str = "exact",
+    clock: str | Callable[[float], float] = "heat",
+    interval: tuple[float, float] | None = None,
+    centre: Sequence[Tensor] | None = None,
+    solver: str = "heun",
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Draws one sample of q(y | x) for every x of shape (*batch, *event): a generator of states, the sample last.
+
+    - "exact": an ordinary sampler on `product_denoiser`, from D(x; λ) + σ_max n. One extra denoiser call.
+    - "explicit": the sum of the noisy score and the clean kernel's score (Eq. 12, signs corrected), from σ_max n.
+      Unstable once σ|Δσ| > 2λ².
+    - "exponential": an ordinary solver step, then the kernel's own flow z ← c + (z − c) e^{−h/λ²} (Eq. 15), with
+      h the time passed on `clock`. It targets the same sum of scores, and is stable for any step.
+
+    Of the exponential kernel alone: `clock` is "heat" (σ²/2, where `bandwidth` λ is the kernel's standard deviation) or
+    a function of σ (then λ is in units of √clock); `interval` (low, high) limits the kernel to these noise levels;
+    `centre` gives c at each of `sigmas`, x if left out. The start is c₀ + (σ_max n − c₀) e^{−h₀/λ²} (Algorithm 2).
+
+    Raises:
+        ValueError: an unknown kernel, clock or solver; a bandwidth that is not positive; an interval that misses the
+            noise levels; a centre that does not lie on them; an option that the chosen kernel does not have.
+    """
+    levels = descending(sigmas, solver)
+    λ = per_item(bandwidth, x, "bandwidth", positive=True)
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is {kernel!r}; it may be one of {', '.join(KERNELS)}")
+    if kernel != "exponential" and (clock != "heat" or interval is not None or centre is not None):
+        raise ValueError(f"clock, interval and centre belong to kernel='exponential'; kernel is {kernel!r}")
+    n = levels[0] * noise_like(x, generator)
+    if kernel == "exact":
+        return _exact(denoise, x, λ, sigmas, solver, n)
+    if kernel == "explicit":
+        return sample(lambda z, sigma: denoise(z, sigma) + per_item(sigma, z) ** 2 / λ**2 * (x - z), n, sigmas, solver)
+    elapsed = _kernel_times(levels, clock, interval)
+    centres = list(centre) if centre is not None else [x] * len(levels)
+    if len(centres) != len(levels) or any(c.shape != x.shape for c in centres):
+        shapes = sorted({tuple(c.shape) for c in centres})
+        raise ValueError(
+            f"centre has {len(centres)} states of shapes {shapes}; it must have one for each of the "
+            f"{len(levels)} sigmas, of x's shape {tuple(x.shape)}"
+        )
+    return _exponential(denoise, levels, elapsed, centres, λ, solver, n)
+
+
+@torch.no_grad()
+def _exact(denoise: Denoiser, x: Tensor, λ: Tensor, sigmas: Tensor, solver: str, n: Tensor) -> Iterator[Tensor]:
+    yield from sample(product_denoiser(denoise, x, λ), denoise(x, λ) + n, sigmas, solver)
+
+
+@torch.no_grad()
+def _exponential(
+    denoise: Denoiser,
+    levels: list[float],
+    elapsed: list[float],
+    centres: list[Tensor],
+    λ: Tensor,
+    solver: str,
+    z: Tensor,
+) -> Iterator[Tensor]:
+    z = centres[0] + (z - centres[0]) * (-elapsed[0] / λ**2).exp()
+    yield z
+    for (here, there), h, c in zip(pairwise(levels), elapsed, centres[1:], strict=True):
+        z = solver_step(denoise, z, here, there, solver)
+        z = c + (z - c) * (-h / λ**2).exp()
+        yield z
+
+
+def _kernel_times(
+    levels: list[float], clock: str | Callable[[float], float], interval: tuple[float, float] | None
+) -> list[float]:
+    """Clock time that each step spends inside the interval; 0 outside, a share where a step straddles its end."""
+    if isinstance(clock, str) and clock != "heat":
+        raise ValueError(f"clock is {clock!r}; it may be 'heat' or a function of sigma")
+    time = heat if isinstance(clock, str) else clock
+    low, high = interval or (levels[-1], levels[0])
+    if not low < high or low >= levels[0] or high <= levels[-1]:
+        raise ValueError(f"interval is {interval}; it must be (low, high) and overlap {levels[-1]:g} to {levels[0]:g}")
+    inside = [min(max(level, low), high) for level in levels]
+    elapsed = [time(a) - time(b) if a > b else 0.0 for a, b in pairwise(inside)]
+    if not all(math.isfinite(h) and h >= 0 for h in elapsed):
+        raise ValueError("clock must be finite and increase with sigma at every noise level")
+    return elapsed

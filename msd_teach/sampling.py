@@ -33,6 +33,19 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat([levels, levels.new_zeros(1)])
 
 
+def vp_sigma(t: Tensor) -> Tensor:
+    """σ at time t ∈ [0, 1] of Stable Diffusion's schedule: .029 at 0, 14.6 at 1; any shape, float64.
+
+    The scaled-linear schedule has √β from √.00085 to √.012 in 1000 steps; σ = √((1 − ᾱ)/ᾱ), log σ linear between steps.
+    """
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = (1 - beta).cumprod(0)
+    log_sigma = ((1 - alpha_bar) / alpha_bar).log() / 2
+    place = torch.as_tensor(t, dtype=torch.float64).clamp(0, 1) * (len(beta) - 1)
+    below = place.floor().long().clamp(max=len(beta) - 2)
+    return torch.lerp(log_sigma[below], log_sigma[below + 1], place - below).exp()
+
+
 def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -> Iterator[Tensor]:
     """Integrates from noise to data: yields a state for each of `sigmas`, `z` first and the sample last.
 
@@ -43,7 +56,7 @@ def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -
     Raises:
         ValueError: an unknown solver, or sigmas that do not descend to a last value ≥ 0.
     """
-    levels = _descending(sigmas, solver)
+    levels = descending(sigmas, solver)
     return _integrate(denoise, z, levels, solver)
 
 
@@ -56,11 +69,12 @@ def invert(denoise: Denoiser, x: Tensor, sigmas: Tensor, solver: str = "heun") -
     Raises:
         ValueError: an unknown solver, or sigmas that do not descend to a last value ≥ 0.
     """
-    levels = _descending(sigmas, solver)
+    levels = descending(sigmas, solver)
     return _integrate(denoise, x, levels[::-1], solver)
 
 
-def _descending(sigmas: Tensor, solver: str) -> list[float]:
+def descending(sigmas: Tensor, solver: str) -> list[float]:
+    """The noise levels as numbers, after refusing what no sampler can use."""
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; it may be one of {', '.join(SOLVERS)}")
     levels = torch.as_tensor(sigmas).tolist()
@@ -71,14 +85,18 @@ def _descending(sigmas: Tensor, solver: str) -> list[float]:
 
 @torch.no_grad()
 def _integrate(denoise: Denoiser, z: Tensor, levels: list[float], solver: str) -> Iterator[Tensor]:
-    def drift(z: Tensor, sigma: float) -> Tensor:
-        return (z - denoise(z, sigma)) / sigma
-
     yield z
     for here, there in pairwise(levels):
-        slope = drift(z, here) if here > 0 else torch.zeros_like(z)
-        ahead = z + (there - here) * slope
-        if solver == "heun" and there > 0 and here > 0:
-            ahead = z + (there - here) / 2 * (slope + drift(ahead, there))
-        z = ahead
+        z = solver_step(denoise, z, here, there, solver)
         yield z
+
+
+def solver_step(denoise: Denoiser, z: Tensor, here: float, there: float, solver: str) -> Tensor:
+    """One step of the ODE from noise level `here` to `there`, up or down; it stands still where `here` is 0."""
+    if here == 0:
+        return z
+    slope = (z - denoise(z, here)) / here
+    ahead = z + (there - here) * slope
+    if solver == "euler" or there == 0:
+        return ahead
+    return z + (there - here) / 2 * (slope + (ahead - denoise(ahead, there)) / there)
