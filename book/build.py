@@ -59,7 +59,11 @@ def timings(chapters: list[Path]) -> str:
 
 def assemble(budget: str, source: Path) -> None:
     """Put the book's pages and the executed chapters into one folder, as Jupyter Book wants them."""
-    chapters = [ROOT / "executed" / budget / f"{path.stem}.ipynb" for path in sorted((ROOT / "notebooks").glob("*.py"))]
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    pages = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    chapters = [
+        ROOT / "executed" / budget / f"{page}.ipynb" for page in pages if (ROOT / "notebooks" / f"{page}.py").exists()
+    ]
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for chapter in chapters:

@@ -143,6 +143,9 @@ def _render(figure: Figure, format: str) -> bytes:
     """The bytes of a figure, without metadata that would differ between two runs; the figure is closed."""
     import matplotlib.pyplot as plt
 
+    from .figures import stamp
+
+    stamp(figure)
     buffer = io.BytesIO()
     if format == "webp":
         figure.savefig(buffer, format=format, dpi=130, pil_kwargs={"quality": 82, "method": 6})

@@ -54,10 +54,15 @@ def show(fig: Figure, alt: str) -> None:
     """
     if len(alt.strip()) < 20:
         raise ValueError(f"alt is {alt!r}; it must describe the figure in at least 20 characters")
-    if budget.NAME == "smoke":
-        fig.text(0.995, 0.005, "smoke budget", ha="right", va="bottom", fontsize=7, color="0.5")
+    stamp(fig)
     display(fig, metadata={"image/png": {"alt": alt}})
     plt.close(fig)
+
+
+def stamp(fig: Figure) -> None:
+    """Writes into the corner of a figure made at the smoke budget that it was."""
+    if budget.NAME == "smoke":
+        fig.text(0.995, 0.005, "smoke budget", ha="right", va="bottom", fontsize=7, color="0.5")
 
 
 def lattice(n: int, span: float = 1.5) -> Tensor:
