@@ -1,21 +1,18 @@
-"""What the benchmarks share: the best of several runs, alternating between the rivals, and the machine's description."""
+"""What the benchmarks share: the best of several runs, the rivals taking turns, and a description of the machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent.parent / "results"
 
-
-def best_times(rivals: dict[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
+def best_times(rivals: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, float]:
     """Seconds of the fastest run of each rival; they take turns, so that a busy moment hits all of them."""
     for run in rivals.values():
         run()
@@ -46,11 +43,9 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def keep(name: str, rows: list[dict]) -> None:
-    """Writes results/<name>.json and prints the rows as a Markdown table."""
-    RESULTS.mkdir(exist_ok=True)
-    record = {"command": f"python benchmarks/{name}.py", "machine": machine(), "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+def report(rows: list[dict]) -> None:
+    """Prints the machine and the rows as a Markdown table, for benchmarks/README.md."""
+    print(", ".join(f"{name} {value}" for name, value in machine().items()) + "\n")
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")

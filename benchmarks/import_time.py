@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from _timing import best_times, keep
+from _timing import best_times, report
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
 
     seconds = best_times({"torch": load("torch"), "msd_teach": load("msd_teach")}, repeats=10)
     ratio = seconds["msd_teach"] / seconds["torch"]
-    keep("import_time", [{"torch, s": seconds["torch"], "msd_teach, s": seconds["msd_teach"], "ratio": ratio}])
+    report([{"torch, s": seconds["torch"], "msd_teach, s": seconds["msd_teach"], "ratio": ratio}])
 
 
 if __name__ == "__main__":
