@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from . import budget
@@ -54,9 +56,23 @@ def show(fig: Figure, alt: str) -> None:
     """
     if len(alt.strip()) < 20:
         raise ValueError(f"alt is {alt!r}; it must describe the figure in at least 20 characters")
+    display({"image/png": png(fig), "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as a picture, the same bytes in every run; closes it.
+
+    128 colours are enough for tones and lines, and a third of the bytes.
+    """
     stamp(fig)
-    display(fig, metadata={"image/png": {"alt": alt}})
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
+    picture, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
+    picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
+    )
+    return buffer.getvalue()
 
 
 def stamp(fig: Figure) -> None:

@@ -81,11 +81,13 @@ def sample_product(
 
     Of the exponential kernel alone: `clock` is "heat" (σ²/2, where `bandwidth` λ is the kernel's standard deviation) or
     a function of σ (then λ is in units of √clock); `interval` (low, high) limits the kernel to these noise levels;
-    `centre` gives c at each of `sigmas`, x if left out. The start is c₀ + (σ_max n − c₀) e^{−h₀/λ²} (Algorithm 2).
+    `centre` gives c at each of `sigmas`, x if left out. The start is c₀ + (σ_max n − c₀) e^{−h₀/λ²} (Algorithm 2), or
+    σ_max n where σ_max lies above the interval.
 
     Raises:
-        ValueError: an unknown kernel, clock or solver; a bandwidth that is not positive; an interval that misses the
-            noise levels; a centre that does not lie on them; an option that the chosen kernel does not have.
+        ValueError: an unknown kernel, clock or solver; a bandwidth that is not positive (and finite, for "exact", which
+            starts at D(x; λ)); an interval that misses the noise levels; a centre that does not lie on them; an option
+            that the chosen kernel does not have.
     """
     levels = descending(sigmas, solver)
     λ = per_item(bandwidth, x, "bandwidth", positive=True)
@@ -93,12 +95,14 @@ def sample_product(
         raise ValueError(f"kernel is {kernel!r}; it may be one of {', '.join(KERNELS)}")
     if kernel != "exponential" and (clock != "heat" or interval is not None or centre is not None):
         raise ValueError(f"clock, interval and centre belong to kernel='exponential'; kernel is {kernel!r}")
+    if kernel == "exact" and not λ.isfinite().all():
+        raise ValueError("bandwidth is inf; for kernel='exact', which starts at D(x; λ), it must be finite")
     n = levels[0] * noise_like(x, generator)
     if kernel == "exact":
         return _exact(denoise, x, λ, sigmas, solver, n)
     if kernel == "explicit":
         return sample(lambda z, sigma: denoise(z, sigma) + per_item(sigma, z) ** 2 / λ**2 * (x - z), n, sigmas, solver)
-    elapsed = _kernel_times(levels, clock, interval)
+    times = _kernel_times(levels, clock, interval)
     centres = list(centre) if centre is not None else [x] * len(levels)
     if len(centres) != len(levels) or any(c.shape != x.shape for c in centres):
         shapes = sorted({tuple(c.shape) for c in centres})
@@ -106,7 +110,7 @@ def sample_product(
             f"centre has {len(centres)} states of shapes {shapes}; it must have one for each of the "
             f"{len(levels)} sigmas, of x's shape {tuple(x.shape)}"
         )
-    return _exponential(denoise, levels, elapsed, centres, λ, solver, n)
+    return _exponential(denoise, levels, times, centres, λ, solver, n)
 
 
 @torch.no_grad()
@@ -118,15 +122,15 @@ def _exact(denoise: Denoiser, x: Tensor, λ: Tensor, sigmas: Tensor, solver: str
 def _exponential(
     denoise: Denoiser,
     levels: list[float],
-    elapsed: list[float],
+    times: list[float],
     centres: list[Tensor],
     λ: Tensor,
     solver: str,
     z: Tensor,
 ) -> Iterator[Tensor]:
-    z = centres[0] + (z - centres[0]) * (-elapsed[0] / λ**2).exp()
+    z = centres[0] + (z - centres[0]) * (-times[0] / λ**2).exp()
     yield z
-    for (here, there), h, c in zip(pairwise(levels), elapsed, centres[1:], strict=True):
+    for (here, there), h, c in zip(pairwise(levels), times[1:], centres[1:], strict=True):
         z = solver_step(denoise, z, here, there, solver)
         z = c + (z - c) * (-h / λ**2).exp()
         yield z
@@ -135,7 +139,10 @@ def _exponential(
 def _kernel_times(
     levels: list[float], clock: str | Callable[[float], float], interval: tuple[float, float] | None
 ) -> list[float]:
-    """Clock time that each step spends inside the interval; 0 outside, a share where a step straddles its end."""
+    """Clock time of the kernel at the start and in each step: 0 outside the interval, a share where a step straddles.
+
+    The start gets the first step's time (Algorithm 2), unless it lies above the interval.
+    """
     if isinstance(clock, str) and clock != "heat":
         raise ValueError(f"clock is {clock!r}; it may be 'heat' or a function of sigma")
     time = heat if isinstance(clock, str) else clock
@@ -146,4 +153,4 @@ def _kernel_times(
     elapsed = [time(a) - time(b) if a > b else 0.0 for a, b in pairwise(inside)]
     if not all(math.isfinite(h) and h >= 0 for h in elapsed):
         raise ValueError("clock must be finite and increase with sigma at every noise level")
-    return elapsed
+    return [elapsed[0] if levels[0] <= high else 0.0, *elapsed]

@@ -53,7 +53,8 @@ def check_falling(schedule: Schedule, name: str) -> None:
 
 def uniform_sigma(low: float = 0.002, high: float = 5.0) -> SigmaLaw:
     """σ uniform between `low` and `high`."""
-    _check_ends(high, low)
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"low, high are {low}, {high}; they must be 0 < low <= high")
     return lambda u, progress: low + (high - low) * u
 
 

@@ -131,7 +131,7 @@ class ISM:
         t = low + (high - low) * _uniform(generator)
         grid = torch.linspace(0, t - self.interval, self.steps + 1, dtype=torch.float64)
         *levels, s = vp_sigma(grid).tolist()
-        σ = float(vp_sigma(torch.tensor(t)))
+        σ = float(vp_sigma(torch.tensor(t, dtype=torch.float64)))
         z = x
         for here, there in pairwise([*levels, s]):
             z = solver_step(back, z, here, there, "euler")

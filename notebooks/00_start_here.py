@@ -59,14 +59,14 @@ denoisers = {
 start = figures.lattice(pick(smoke=9, laptop=27), span=1.5)
 
 fig, axes = figures.planes(["trees A and B, start", *denoisers], span=1.55)
-figures.density(axes[0], both)
+figures.density(axes[0], both, pixels=200)
 figures.points(axes[0], start, figures.RED, size=4)
 for ax, denoise in zip(axes[1:], denoisers.values(), strict=True):
     x = start
     for λ in np.geomspace(0.1, 0.003, 12):
         x = denoise(x, λ)  # one step of mean shift
     ax.set(xlim=(-0.6, 1.45), ylim=(-0.62, 1.43))
-    figures.density(ax, tree)
+    figures.density(ax, tree, pixels=200)
     figures.points(ax, x, figures.RED, size=6)
 figures.show(
     fig,
@@ -78,7 +78,21 @@ figures.show(
 r"""
 All three put every point on a branch, though no two agree on where. The formula gathers them at forks and along limbs; the samples show their own grain; guidance leaves the trunk, which the other tree shares. The inner loop is one line, the same for all three, and in chapter 8 it is the same for Stable Diffusion.
 
-Now start at λ = .3 instead, in 60 steps: every point ends in one spot. What the line does, when to trust it and how to lower λ is what this book is about.
+### Break it: begin too wide
+
+**Predict.** The same line, but λ falls from .3, and slowly, in 60 steps. Now how many places are reached?
+"""
+
+# %% tags=["break-it"]
+x = start
+for λ in np.linspace(0.3, 0.003, pick(smoke=20, laptop=60)):
+    x = tree.denoise(x, λ)
+spread = (x - x.mean(0)).norm(dim=-1).max()
+print(f"{len(x)} points; the farthest from their mean is {spread:.1e} away")
+
+# %% [markdown]
+r"""
+One place: in a wide view the tree is a single hill, and once the points have met, nothing can part them. What the line does, when to trust it and how to lower λ is what this book is about.
 
 ## Check your set-up
 
@@ -112,7 +126,7 @@ Every figure follows a question marked **Predict**. Answer it, even wrongly, bef
 | "Break it" | a knob turned too far, on purpose |
 | *Erratum* box | the paper prints a sign, factor or index that does not hold; the proof is in the box, the measurement next to it |
 | ★, ★★, ★★★ | an exercise, and how hard it is. Write your code in the stub; the checker prints *not yet*, says what is wrong, or gives your error. The solution is folded away below |
-| (8) | an equation of the paper, with its number there; ours are (M1), (M2), … in each chapter |
+| (8) | an equation of the paper, with its number there; ours carry their chapter, as in (M1.2) |
 
 Sizes and numbers of steps come from `budget.pick(smoke=…, laptop=…, gpu=…)`. The environment variable `MSD_TEACH_BUDGET` chooses: `smoke` runs the tests in seconds, `laptop` made the published book on two cores, `gpu` uses the sizes of the paper. A figure made at `smoke` says so in its corner.
 

@@ -13,7 +13,7 @@ r"""
 You will build mean shift, an uphill walk that never asks for a slope: look around, average what you see, go there, repeat. By the end it finds the colours of a photograph, and you will know
 why every step goes up, how fast, and where it stops.
 
-*Two CPU cores: under 2 minutes at `laptop`, seconds at `smoke`. Prerequisites: multivariable calculus and PyTorch tensors.*
+*Two CPU cores: MINUTES. Prerequisites: multivariable calculus and PyTorch tensors.*
 
 ## What you'll learn
 
@@ -155,7 +155,7 @@ r"""
 Divide Eq. 4 by $p_\lambda$ and compare with Eq. 5. The weighted average of $x-y$ is $x - x'$, so the **mean-shift vector** $m(x) = x' - x$ satisfies
 
 $$
-m(x) = \lambda^2\,\frac{\nabla p_\lambda(x)}{p_\lambda(x)} = \lambda^2\,\nabla\log p_\lambda(x). \tag{M1}
+m(x) = \lambda^2\,\frac{\nabla p_\lambda(x)}{p_\lambda(x)} = \lambda^2\,\nabla\log p_\lambda(x). \tag{M1.1}
 $$
 
 So mean shift is gradient ascent after all, on the *logarithm* of the smoothed density, with a step length that nobody had to choose: $\lambda^2$. Where the density is low the gradient of $p_\lambda$ is tiny and plain gradient
@@ -167,7 +167,7 @@ and for data as `IdealDenoiser(points)(x, λ)`. Chapter 2 follows this thread; h
 
 ```{admonition} Erratum: Eq. 6
 :class: warning
-The paper prints $m \propto p^*_\lambda\,\nabla p^*_\lambda$. By (M1) it is $m = \tfrac{\lambda_\text{paper}^2}{2}\,\nabla p^*_\lambda / p^*_\lambda$: a quotient, not a product. Since $p^*_\lambda > 0$, both point the same way,
+The paper prints $m \propto p^*_\lambda\,\nabla p^*_\lambda$. By (M1.1) it is $m = \tfrac{\lambda_\text{paper}^2}{2}\,\nabla p^*_\lambda / p^*_\lambda$: a quotient, not a product. Since $p^*_\lambda > 0$, both point the same way,
 so the paper's conclusion about the direction stands. The lengths do not agree, as the next cell shows.
 ```
 
@@ -232,7 +232,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Two phases. The first step or two jump onto the ridge, however far away it was; then the walk along the ridge takes its time. Both are consequences of (M1): across the ridge λ² is a generous step length, along it a timid one.
+Two phases. The first step or two jump onto the ridge, however far away it was; then the walk along the ridge takes its time. Both are consequences of (M1.1): across the ridge λ² is a generous step length, along it a timid one.
 The straight lines in the right panel say that the rest shrinks by a fixed factor a step, and we shall predict that factor. One curve waits on a plateau for sixty steps before it falls; it, too, will be explained.
 
 Now take it in your own hands. Press to drop points; drag the bandwidth; the arrow keys work too.
@@ -259,7 +259,7 @@ $$
 where the inequality is Jensen's. The difference of squares is $2\eta\,m\cdot(y-x) - \eta^2|m|^2$, and $q$ averages $y-x$ to $m$. Hence
 
 $$
-\log p_\lambda(x+\eta m) - \log p_\lambda(x) \;\ge\; \eta\,(2-\eta)\,\frac{|m|^2}{2\lambda^2}. \tag{M2}
+\log p_\lambda(x+\eta m) - \log p_\lambda(x) \;\ge\; \eta\,(2-\eta)\,\frac{|m|^2}{2\lambda^2}. \tag{M1.2}
 $$
 
 The right-hand side is positive for $0<\eta<2$ and largest at η = 1, which is why mean shift takes exactly that step. The argument is that of the EM algorithm {cite}`carreira2007meanshift`.
@@ -331,7 +331,7 @@ We climb $p_\lambda$, but we care about $p$. The paper says that $m$ aligns with
 $\nabla p_\lambda$ and $\nabla p$ then differ by an angle $O(\lambda^2)$, and
 
 $$
-1 - \cos\angle(m, \nabla p) = O(\lambda^4). \tag{M3}
+1 - \cos\angle(m, \nabla p) = O(\lambda^4). \tag{M1.3}
 $$
 
 **Predict.** That concerns a density that we *know*. If we only have samples of it, is a smaller bandwidth still better?
@@ -367,7 +367,7 @@ for i, (name, curve) in enumerate(curves.items()):
     ax.loglog(bandwidths, curve, markersize=3.5, label=name, **style)
 axes[0].loglog([2e-3, 2e-2], [2e-11, 2e-7], color="0.5", linestyle="-", linewidth=1, label="slope 4")
 axes[0].set(title="$p$ known", ylabel="median of 1 − cos(m, ∇p)", xlabel="bandwidth λ", ylim=(1e-12, 1e4))
-axes[1].set(title="pinwheel, known through samples", xlabel="bandwidth λ", ylim=(1e-3, 2))
+axes[1].set(title="pinwheel, known through samples", xlabel="bandwidth λ", ylim=(1e-5, 2))
 for ax, place in zip(axes, ("upper left", "lower left"), strict=True):
     ax.legend(loc=place, fontsize=9)
 figures.show(
@@ -394,7 +394,7 @@ assert abs(order - 4) < 0.05
 r"""
 ## Where it ends: modes, and saddles
 
-By (M1), $m = 0$ exactly at the stationary points of $p_\lambda$. Those are its modes, but also its saddles and minima.
+By (M1.1), $m = 0$ exactly at the stationary points of $p_\lambda$. Those are its modes, but also its saddles and minima.
 
 **Predict.** Eight Gaussians stand on a ring. A point starts on the line that separates two of them. Where does it end? And if the start is off by a millionth?
 """
@@ -430,7 +430,7 @@ r"""
 On the line it ends at the saddle, a fixed point as good as any. A millionth aside, it escapes. In practice nothing stays for ever, but a climb that passes near a saddle or a minimum dawdles, as the waiting curve above did in the centre of the pinwheel, and a stopping rule that only looks at $|m|$ can mistake it
 for a mode.
 
-The factor of the escape is an eigenvalue of the denoiser's Jacobian. Differentiate (M1): $\partial D/\partial x = I + \lambda^2\nabla^2\log p_\lambda$. An eigenvalue above 1 is a direction in which $\log p_\lambda$ curves upwards.
+The factor of the escape is an eigenvalue of the denoiser's Jacobian. Differentiate (M1.1): $\partial D/\partial x = I + \lambda^2\nabla^2\log p_\lambda$. An eigenvalue above 1 is a direction in which $\log p_\lambda$ curves upwards.
 
 ### Modes of $p_\lambda$, modes of $p$
 
@@ -440,35 +440,24 @@ Where are the modes when λ changes? One dimension shows all of it at once: stat
 """
 
 # %%
-weights = torch.tensor([0.25, 0.1, 0.2, 0.08, 0.17, 0.2])
-line = GaussianMixture(
-    weights, torch.tensor([[-2.2], [-1.5], [-0.3], [0.25], [0.8], [2.4]]), torch.full((6, 1, 1), 0.15**2)
-)
-position, levels = (
-    torch.linspace(-3.2, 3.2, 400, dtype=torch.float64),
-    torch.logspace(-2, 0.5, pick(smoke=40, laptop=160)).tolist(),
-)
-slope = torch.stack([line.score(position[:, None], λ)[:, 0] for λ in levels])
-height = torch.stack([line.log_prob(position[:, None], λ) for λ in levels])
+places = torch.tensor([[-2.2], [-1.5], [-0.3], [0.25], [0.8], [2.4]])
+line = GaussianMixture(torch.tensor([25.0, 10, 20, 8, 17, 20]), places, torch.full((6, 1, 1), 0.15**2))
+position = torch.linspace(-3.2, 3.2, 400, dtype=torch.float64)[:, None]
+levels = torch.logspace(-2, 0.5, pick(smoke=40, laptop=160)).tolist()
+slope = torch.stack([line.score(position, λ)[:, 0] for λ in levels]).numpy()  # (levels, 400)
+height = torch.stack([line.log_prob(position, λ) for λ in levels])
+rungs = levels[:: len(levels) // 20]
+ends = [climb(line.denoise, position[::10], λ, pick(smoke=200, laptop=2000))[-1] for λ in rungs]
 
+# %%
 fig, ax = plt.subplots(figsize=(7.2, 3.8))
-image = (height - height.amax(1, keepdim=True)).exp().sqrt()
-ax.pcolormesh(position, levels, image, cmap=figures.INK, vmax=1.6, rasterized=True)
-minima = np.ma.masked_where(slope.diff(dim=1).numpy() < 0, slope[:, 1:].numpy())
-modes = np.ma.masked_where(slope.diff(dim=1).numpy() > 0, slope[:, 1:].numpy())
-ax.contour(position[1:], levels, modes, [0], colors=figures.RED, linewidths=2)
-ax.contour(position[1:], levels, minima, [0], colors=figures.BLACK, linewidths=1.2, linestyles=":")
-for λ in levels[:: len(levels) // 20]:
-    ends = climb(line.denoise, position[::10, None], λ, pick(smoke=200, laptop=2000))[-1]
-    ax.plot(
-        ends,
-        torch.full_like(ends, λ),
-        "o",
-        color=figures.ORANGE,
-        markersize=4,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-    )
+x, curvature = position[1:, 0], np.diff(slope, axis=1)
+relative = (height - height.amax(1, keepdim=True)).exp().sqrt()
+ax.pcolormesh(position[:, 0], levels, relative, cmap=figures.INK, vmax=1.6, rasterized=True)
+for kept, color_, style in ((curvature < 0, figures.RED, "-"), (curvature > 0, figures.BLACK, ":")):
+    ax.contour(x, levels, np.ma.masked_where(~kept, slope[:, 1:]), [0], colors=color_, linestyles=style)
+for λ, end in zip(rungs, ends, strict=True):
+    ax.plot(end, np.full(len(end), λ), "o", color=figures.ORANGE, markersize=4, markeredgecolor="white")
 ax.plot([], [], color=figures.RED, linestyle="-", label="modes of $p_\\lambda$")
 ax.plot([], [], color=figures.BLACK, linestyle=":", label="minima")
 ax.plot([], [], "o", color=figures.ORANGE, label="ends of mean shift")
@@ -517,7 +506,7 @@ r"""
 Near a mode $x^*$ the iteration is linear: $x_{k+1}-x^* \approx J\,(x_k-x^*)$ with $J = \partial D/\partial x$ at $x^*$. Differentiating the quotient in Eq. 5 gives a second form of this matrix,
 
 $$
-J = \frac{\partial D}{\partial x} = I + \lambda^2\,\nabla^2\log p_\lambda = \frac{\operatorname{Cov}_q[y]}{\lambda^2}, \tag{M4}
+J = \frac{\partial D}{\partial x} = I + \lambda^2\,\nabla^2\log p_\lambda = \frac{\operatorname{Cov}_q[y]}{\lambda^2}, \tag{M1.4}
 $$
 
 the covariance of what is averaged, in units of the kernel's. So the eigenvalues of $J$ are never negative, at a mode they are at most 1, and the largest is the factor by which the error shrinks in each step.
@@ -535,35 +524,39 @@ def rate(denoise, x, bandwidth):
     return float(torch.linalg.eigvalsh(jacobian(denoise, x, bandwidth))[-1])
 
 
-start, limit = torch.tensor([[0.9, 0.3]], dtype=torch.float64), pick(smoke=400, laptop=3000)
+def settle(denoise, x, bandwidth, limit=2000):
+    """Climbs until no point moves by more than λ/10,000; points that rest are not computed again."""
+    x, moving = x.clone(), torch.arange(len(x))
+    for _ in range(limit):
+        there = denoise(x[moving], bandwidth)
+        step = (there - x[moving]).norm(dim=-1)
+        x[moving] = there
+        moving = moving[step > 1e-4 * bandwidth]
+        if len(moving) == 0:
+            break
+    return x
+
+
+start = torch.tensor([[0.9, 0.3]], dtype=torch.float64)
 data_denoiser = IdealDenoiser(sampled)
 sweep = np.geomspace(0.01, 0.5, pick(smoke=6, laptop=24))
 rates = {}
 for name, denoise in (("density", truth.denoise), ("300 samples", data_denoiser)):
-    rates[name] = [rate(denoise, climb(denoise, start, λ, limit)[-1][0], λ) for λ in sweep]
+    rates[name] = [rate(denoise, settle(denoise, start, λ)[0], λ) for λ in sweep]
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.3))
-for λ in (0.04, 0.08, 0.16):
-    track = torch.cat(climb(truth.denoise, start, λ, limit))
+for λ, level in ((0.04, 1e-1), (0.08, 1e-4), (0.16, 1e-10)):
+    track = torch.cat(climb(truth.denoise, start, λ, pick(smoke=400, laptop=2000)))
     error, ρ = (track - track[-1]).norm(dim=-1), rate(truth.denoise, track[-1], λ)
-    k = min(60, int((error < 1e-5).nonzero()[0]))
-    (line_drawn,) = left.semilogy(error[:120])
-    left.semilogy(
-        np.arange(k - 15, k + 40), error[k] * ρ ** np.arange(-15, 40), color=figures.BLACK, linestyle=":", linewidth=1
-    )
-    left.annotate(
-        f"λ = {λ}, ρ = {ρ:.3f}", (k, error[k]), (6, 5), textcoords="offset points", color=line_drawn.get_color()
-    )
+    k = int((error < level).nonzero()[0])
+    (drawn,) = left.semilogy(error[:120])
+    predicted = error[k] * ρ ** np.arange(120 - k)
+    left.semilogy(range(k, 120), predicted, color=figures.BLACK, linestyle=":", linewidth=1)
+    left.annotate(f"λ = {λ}\nρ = {ρ:.3f}", (k, level), (5, 3), textcoords="offset points", color=drawn.get_color())
 for (name, curve), marker in zip(rates.items(), figures.MARKERS, strict=False):
     right.semilogx(sweep, curve, label=name, marker=marker, markersize=4)
-left.set(
-    title="distance to the mode, and ρᵏ (dotted)",
-    xlabel="iteration k",
-    ylabel="|x − x*|",
-    ylim=(1e-12, 3),
-    xlim=(0, 120),
-)
+left.set(title="distance to the mode; ρᵏ dotted", xlabel="k", ylabel="|x − x*|", ylim=(1e-12, 3), xlim=(0, 120))
 right.set(title="factor per step", xlabel="bandwidth λ", ylabel="ρ, largest eigenvalue of J", ylim=(0, 1.03))
 right.legend(loc="lower right")
 figures.show(
@@ -575,7 +568,7 @@ figures.show(
 # %% [markdown]
 r"""
 For a density, a small bandwidth makes small steps: $q$ becomes as narrow as the kernel, $\operatorname{Cov}_q \to \lambda^2 I$, and ρ → 1. That is the price of accuracy, and the timidity seen above. For data, a small bandwidth holds a single datum, the covariance is zero and one step arrives:
-fast, at a worthless answer. Both curves peak near λ = .23, where the five summits of the pinwheel merge: at a bifurcation the landscape is flat in one direction, an eigenvalue of $J$ is 1, and mean shift stalls.
+fast, at a worthless answer. Both curves peak near λ = .23, where the five summits of the pinwheel merge: at a bifurcation the landscape is flat in one direction, an eigenvalue of $J$ is 1, and mean shift stalls. The samples have many small mergers of their own, hence their ragged curve.
 """
 
 # %% tags=["check"]
@@ -625,10 +618,10 @@ print(f"at the mode above: η = {best_step(J):.3f}")
 r"""
 ## Break it: a step that is too long
 
-(M2) promises nothing beyond η = 2. Near a mode, exercise 1.3 says when it really breaks: the fastest direction, with the smallest eigenvalue $\mu_\text{min}$ of $J$, shrinks while $|1-\eta(1-\mu_\text{min})|<1$, that is for
+(M1.2) promises nothing beyond η = 2. Near a mode, exercise 1.3 says when it really breaks: the fastest direction, with the smallest eigenvalue $\mu_\text{min}$ of $J$, shrinks while $|1-\eta(1-\mu_\text{min})|<1$, that is for
 
 $$
-\eta < \frac{2}{1-\mu_\text{min}}. \tag{M5}
+\eta < \frac{2}{1-\mu_\text{min}}. \tag{M1.5}
 $$
 
 **Predict.** Data, or density: which one forgives η = 2.1?
@@ -656,7 +649,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Above the edge each step overshoots by more than it corrects, and the point is thrown out of the linear region, to wander at a distance of about λ. On data the edge *is* 2, since $\mu_\text{min}\approx0$; the density forgives a little more.
+Above the edge each step overshoots by more than it corrects, until the point jumps for ever between two places, a bandwidth or two to either side of the mode. On data the edge *is* 2, since $\mu_\text{min}\approx0$; the density forgives a little more.
 
 ## Break it: a bandwidth that is too small
 
@@ -667,19 +660,6 @@ Each of the 300 samples climbs its own kernel density estimate. Ends closer than
 
 
 # %%
-def settle(denoise, x, bandwidth, limit=2000):
-    """Climbs until no point moves by more than λ/10,000; points that rest are not computed again."""
-    x, moving = x.clone(), torch.arange(len(x))
-    for _ in range(limit):
-        there = denoise(x[moving], bandwidth)
-        step = (there - x[moving]).norm(dim=-1)
-        x[moving] = there
-        moving = moving[step > 1e-4 * bandwidth]
-        if len(moving) == 0:
-            break
-    return x
-
-
 def group(ends, radius):
     """Labels (n,) and one representative for each group of ends within `radius` of it."""
     labels, modes = torch.full((len(ends),), -1), []
@@ -726,7 +706,7 @@ that scikit-image carries in its package {cite}`vanderwalt2014skimage`. Each pix
 """
 
 # %%
-width = pick(smoke=18, laptop=72)
+width = pick(smoke=18, laptop=66)
 photo = transform.resize(data.coffee(), (2 * width // 3, width), anti_aliasing=True)
 pixels = torch.from_numpy(color.rgb2lab(photo)).reshape(-1, 3)  # (pixels, 3): lightness, green to red, blue to yellow
 
@@ -749,8 +729,10 @@ right.imshow(painted(basins, modes), interpolation="nearest")
 middle.scatter(pixels[:, 2], pixels[:, 0], s=3, c=photo.reshape(-1, 3), linewidths=0)
 middle.scatter(modes[:, 2], modes[:, 0], s=70, c=color.lab2rgb(modes.numpy()), edgecolors="white", linewidths=2.5)
 middle.scatter(modes[:, 2], modes[:, 0], s=110, facecolors="none", edgecolors=figures.BLACK, linewidths=1)
-left.set(title=f"{len(pixels)} pixels", xticks=[], yticks=[])
-right.set(title=f"{len(modes)} colours, λ = {λ:g}", xticks=[], yticks=[])
+left.set_title(f"{len(pixels)} pixels")
+right.set_title(f"{len(modes)} colours, λ = {λ:g}")
+left.set_axis_off()
+right.set_axis_off()
 middle.set(title="in colour space", xlabel="b*: blue to yellow", ylabel="L*: lightness")
 figures.show(
     fig,
@@ -798,19 +780,26 @@ def suppress(ends, radius):
     return torch.stack(kept)
 
 
-# %% tags=["check"]
+# %%
 h = 7**0.5 * λ
 started = time.perf_counter()
-gaussian_ends = settle(IdealDenoiser(pixels), pixels, λ)
-middle_time = time.perf_counter()
+ends = settle(IdealDenoiser(pixels), pixels, λ)
+halfway = time.perf_counter()
 theirs = MeanShift(bandwidth=h).fit(pixels.numpy())
-ended = time.perf_counter()
+print(f"{halfway - started:.1f} s here; {time.perf_counter() - halfway:.1f} s in scikit-learn, one point at a time")
 binned = MeanShift(bandwidth=h, bin_seeding=True).fit(pixels.numpy())
 flat_ends = settle(flat(pixels, h), pixels, h, limit=300)
+for part in (100, 10, 4):
+    counts = [len(group(found, radius / part)[1]) for found, radius in ((ends, λ), (flat_ends, h))]
+    print(
+        f"ends within 1/{part} bandwidth count as one: {counts[0]} with the Gaussian, {counts[1]} with the flat kernel"
+    )
+
+# %% tags=["check"]
 variants = {
     "Gaussian, basins": (basins, modes),
     "Gaussian, nearest mode": nearest(modes),
-    "Gaussian, merged within h, nearest": nearest(suppress(gaussian_ends, h)),
+    "Gaussian, merged within h, nearest": nearest(suppress(ends, h)),
     "flat, basins": group(flat_ends, h / 10),
     "flat, merged within h, nearest": nearest(suppress(flat_ends, h)),
     "scikit-learn": (theirs.labels_, theirs.cluster_centers_),
@@ -820,9 +809,6 @@ print(f"{'':36}clusters   agreement with the first   with scikit-learn")
 for name, (labels, centres) in variants.items():
     ours, sklearns = adjusted_rand_score(basins, labels), adjusted_rand_score(theirs.labels_, labels)
     print(f"{name:36}{len(centres):8d}{ours:27.3f}{sklearns:20.3f}")
-print(
-    f"climbing took {middle_time - started:.1f} s here, {ended - middle_time:.1f} s in scikit-learn, which climbs point by point"
-)
 error = 1 - adjusted_rand_score(theirs.labels_, variants["flat, merged within h, nearest"][0])
 print(f"scikit-learn rebuilt from its parts: 1 − agreement = {error:.1e}")
 assert error < 0.02
@@ -843,7 +829,15 @@ figures.show(
 
 # %% [markdown]
 r"""
-PLACEHOLDER
+Six clusters here and six there, and yet the index is .63. One change at a time:
+
+- **Labels** matter most here. With its own six modes, but labels by the nearest one, the Gaussian version already disagrees with itself (.71). The white cup is filled, and white spills onto the gleam of the table: distance to a mode takes no notice of the valleys in between.
+- **The kernel** is next (.85). With equal variance the flat kernel sees no white mode at all. And it stops in too many places: its average does not change while no datum crosses the sharp edge of the ball, so climbs stall one after another on the way up the dark-red slope. The Gaussian's ends are six at any
+  merging radius; the flat kernel's depend on it.
+- **Merging within $h$** repairs exactly that. It leaves the Gaussian's modes alone, since they stand farther apart.
+- **Bin seeding** saves time, and loses a centre.
+
+Kernel, merging and labels together give scikit-learn's answer up to a pixel or two, so nothing is left to explain. At another bandwidth the ranking changes: try λ = 6, where it finds three centres and the Gaussian five.
 
 ### Open task 1 · Annealing by hand
 

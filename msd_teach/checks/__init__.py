@@ -3,15 +3,25 @@
 from .chapter00 import bandwidth_from_paper, two_point_denoiser
 from .chapter01 import best_step, mean_shift_step, merging_bandwidth
 from .chapter02 import heun_step, leave_one_out, noise_prediction, posterior_covariance
+from .chapter04 import log_stationary, one_sample_efficiency, sample_share, two_looks
+from .chapter05 import heun_factor, noised_kernel_clock, steps_needed, strang
 
 __all__ = [
     "bandwidth_from_paper",
     "best_step",
+    "heun_factor",
     "heun_step",
     "leave_one_out",
+    "log_stationary",
     "mean_shift_step",
     "merging_bandwidth",
     "noise_prediction",
+    "noised_kernel_clock",
+    "one_sample_efficiency",
     "posterior_covariance",
+    "sample_share",
+    "steps_needed",
+    "strang",
+    "two_looks",
     "two_point_denoiser",
 ]

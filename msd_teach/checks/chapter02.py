@@ -1,4 +1,4 @@
-"""Chapter 02: noise prediction from a denoiser, Heun's step, density without its own datum, the posterior covariance."""
+"""Chapter 02: a denoiser's noise prediction, Heun's step, density without its own datum, posterior covariance."""
 
 from __future__ import annotations
 

@@ -1,0 +1,319 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import levels, random_mixture, seeds
+from torch import Tensor
+
+from msd_teach import (
+    ISM,
+    MSD,
+    SDI,
+    SDS,
+    VSD,
+    IdealDenoiser,
+    MeanShift,
+    guided,
+    invert,
+    karras_sigmas,
+    product_denoiser,
+    sample,
+    sample_product,
+)
+from msd_teach.landscape import sds_field, stationary_points
+from msd_teach.sampling import vp_sigma
+from msd_teach.schedules import (
+    annealed,
+    chain_rule_weight,
+    dreamfusion_weight,
+    geometric,
+    linear,
+    literal_weight,
+    uniform_sigma,
+    uniform_time,
+    unit_weight,
+)
+
+MIXTURE, OTHER = random_mixture(1, thinnest=0.2), random_mixture(2, thinnest=0.2)
+SIGMAS = karras_sigmas(6, 0.01, 4)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def constant(level: float):
+    return linear(level, level)
+
+
+X = draw(0, 5, 2)
+
+
+@pytest.mark.parametrize("weight", [dreamfusion_weight, chain_rule_weight, unit_weight])
+@pytest.mark.parametrize("law", [uniform_sigma(), uniform_time(), annealed(constant(0.3))], ids=["σ", "t", "annealed"])
+def test_the_mean_update_of_sds_is_the_quadrature(law, weight):
+    """Invariant 8: w (x − target), averaged over draws, within 5 standard errors of the field."""
+    target = SDS(law, weight)(MIXTURE.denoise, X.repeat_interleave(4000, 0), 0.5, seeded())
+    weights = torch.as_tensor(target.weight)
+    update = (weights[:, None] * (X.repeat_interleave(4000, 0) - target.value)).reshape(5, 4000, 2)
+    error = update.mean(1) - sds_field(MIXTURE, X, law, weight, 0.5, levels=256)
+    assert (error.abs() < 5 * update.std(1) / math.sqrt(4000)).all()
+
+
+def test_sds_averages_its_samples():
+    """N samples: the mean of w (x − D) is that of one sample, the variance 1/N of it."""
+    x, updates = X[:1].expand(4000, 2), {}
+    for n in (1, 8):
+        target = SDS(uniform_sigma(), samples=n)(MIXTURE.denoise, x, 0.0, seeded(n))
+        updates[n] = torch.as_tensor(target.weight)[:, None] * (x - target.value)
+        assert target.calls == n
+    spread = (updates[1].var(0) / 4000 + updates[8].var(0) / 4000).sqrt()
+    assert ((updates[1].mean(0) - updates[8].mean(0)).abs() < 5 * spread).all()
+    ratio = updates[1].var(0) / updates[8].var(0)
+    assert ((ratio > 6.5) & (ratio < 9.5)).all(), ratio
+
+
+@pytest.mark.parametrize("weight", [dreamfusion_weight, chain_rule_weight, literal_weight, unit_weight])
+def test_sds_written_out(weight):
+    """(1/N) Σ w(σᵢ) (x − D(x + σᵢ nᵢ; σᵢ)), from the same stream of random numbers."""
+    g, n = seeded(), 3
+    target = SDS(uniform_time(), weight, samples=n)(MIXTURE.denoise, X, 0.5, seeded())
+    sigma = vp_sigma(0.02 + 0.96 * torch.rand(n, 5, dtype=torch.float64, generator=g))
+    noise = torch.randn(n, 5, 2, dtype=torch.float64, generator=g)
+    update = torch.zeros_like(X)
+    for i in range(n):
+        for b in range(5):
+            s = float(sigma[i, b])
+            update[b] += weight(sigma[i, b]) * (X[b] - MIXTURE.denoise(X[b] + s * noise[i, b], s)) / n
+    torch.testing.assert_close(torch.as_tensor(target.weight)[:, None] * (X - target.value), update)
+    assert target.level == pytest.approx(float(sigma.mean()))
+
+
+def test_the_annealed_control_follows_msds_levels():
+    schedule = geometric(0.5, 0.01)
+    control = SDS(annealed(schedule), unit_weight)
+    msd = MSD("exact", schedule, SIGMAS)
+    for progress in (0.0, 0.3, 1.0):
+        target = control(MIXTURE.denoise, X, progress, seeded())
+        assert target.level == pytest.approx(msd(MIXTURE.denoise, X, progress, seeded()).level)
+        assert (torch.as_tensor(target.weight) == 1).all()
+        z = X + schedule(progress) * second_normal(5)
+        torch.testing.assert_close(target.value, MIXTURE.denoise(z, schedule(progress)))
+
+
+def second_normal(batch: int) -> Tensor:
+    """The noise that follows the uniform draw of σ on the stream of seed 0."""
+    g = seeded()
+    torch.rand(1, batch, dtype=torch.float64, generator=g)
+    return torch.randn(batch, 2, dtype=torch.float64, generator=g)
+
+
+def test_vsd_of_one_particle_is_sds():
+    """Invariant 12, draw by draw: the particle's own denoiser returns x itself."""
+    for seed in range(20):
+        x = draw(seed, 1, 2)
+        vsd = VSD(IdealDenoiser, uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
+        sds = SDS(uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
+        torch.testing.assert_close(vsd.value, sds.value)
+        torch.testing.assert_close(vsd.weight, torch.as_tensor(sds.weight))
+        assert vsd.calls == 2
+        assert vsd.level == sds.level
+
+
+def test_vsd_stands_still_where_the_particles_are_the_density():
+    """D_particles = D leaves x in place; two particles repel each other."""
+    x = draw(0, 9, 2)
+    target = VSD(lambda x: MIXTURE.denoise)(MIXTURE.denoise, x, 0.0, seeded())
+    torch.testing.assert_close(target.value, x)
+    pair = torch.tensor([[-0.1, 0.0], [0.1, 0.0]], dtype=torch.float64)
+    flat = VSD(IdealDenoiser, annealed(constant(0.5)))
+    shifts = [flat(lambda z, s: pair.mean(0).expand_as(z), pair, 0.0, seeded(i)).value - pair for i in range(500)]
+    apart = (torch.stack(shifts).mean(0)[:, 0] * torch.tensor([-1.0, 1.0])).sum()
+    sds = SDS(annealed(constant(0.5)), unit_weight)
+    pulled = sds(lambda z, s: pair.mean(0).expand_as(z), pair, 0.0, seeded()).value - pair
+    assert apart > (pulled[:, 0] * torch.tensor([-1.0, 1.0])).sum()
+
+
+# A second implementation of SDI and ISM, in the variance-preserving form of their papers: z_t, ᾱ_t and ε.
+
+
+def alpha_bar(t: float) -> float:
+    """ᾱ of the scaled-linear schedule at time t in [0, 1], log σ linear between the 1000 steps."""
+    beta = [(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * i / 999) ** 2 for i in range(1000)]
+    place = min(max(t, 0.0), 1.0) * 999
+    below = min(int(place), 998)
+    logs, product = [], 1.0
+    for i in range(below + 2):
+        product *= 1 - beta[i]
+        logs.append(math.log((1 - product) / product) / 2)
+    sigma = math.exp(logs[below] + (place - below) * (logs[below + 1] - logs[below]))
+    return 1 / (1 + sigma**2)
+
+
+def epsilon(denoise, z: Tensor, a: float) -> Tensor:
+    """ε̂(z_t, t) of the network that a VE denoiser stands for: z_t = √ᾱ x̂0 + √(1 − ᾱ) ε̂."""
+    clean = denoise(z / math.sqrt(a), math.sqrt((1 - a) / a))
+    return (z - math.sqrt(a) * clean) / math.sqrt(1 - a)
+
+
+def ddim(z: Tensor, ε: Tensor, a: float, b: float) -> Tensor:
+    """DDIM from ᾱ = a to ᾱ = b, in either direction."""
+    clean = (z - math.sqrt(1 - a) * ε) / math.sqrt(a)
+    return math.sqrt(b) * clean + math.sqrt(1 - b) * ε
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
+def test_sdi_in_variance_preserving_form(seed, progress):
+    forward, negative = guided(MIXTURE.denoise, OTHER.denoise, 7.5), OTHER.denoise
+    target = SDI(inversion=negative)(forward, X, progress, seeded(seed))
+    g = seeded(seed)
+    t = min(0.98 + (0.25 - 0.98) * progress + torch.rand((), generator=g).item() / 10, 1.0)
+    times = [i / 10 for i in range(10) if i / 10 < t] + [t]
+    z = math.sqrt(alpha_bar(0)) * X
+    for lo, hi in itertools.pairwise(times):
+        a, b = alpha_bar(lo), alpha_bar(hi)
+        z = ddim(z, epsilon(negative, z, a), a, b)
+        share = 0.3 * math.sqrt((1 - a) / (1 - b) * (1 - b / a))
+        z = z + share * torch.randn(5, 2, dtype=torch.float64, generator=g)
+    a = alpha_bar(t)
+    clean = (z - math.sqrt(1 - a) * epsilon(forward, z, a)) / math.sqrt(a)
+    torch.testing.assert_close(target.value, clean, rtol=1e-8, atol=1e-8)
+    assert target.weight == 1
+    assert target.level == pytest.approx(math.sqrt((1 - a) / a))
+    assert target.calls == len(times) - 1 + 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ism_in_variance_preserving_form(seed):
+    forward, uncond = guided(MIXTURE.denoise, OTHER.denoise, 7.5), OTHER.denoise
+    target = ISM(uncond=uncond)(forward, X, 0.0, seeded(seed))
+    t = 0.07 + 0.91 * torch.rand((), generator=seeded(seed)).item()
+    times = [(t - 0.05) * i / 5 for i in range(6)]
+    z = math.sqrt(alpha_bar(0)) * X
+    for lo, hi in itertools.pairwise(times):
+        z = ddim(z, epsilon(uncond, z, alpha_bar(lo)), alpha_bar(lo), alpha_bar(hi))
+    a, b = alpha_bar(times[-1]), alpha_bar(t)
+    ε_s = epsilon(uncond, z, a)
+    ε_t = epsilon(forward, ddim(z, ε_s, a, b), b)
+    gradient = math.sqrt((1 - b) / b) * (ε_t - ε_s)
+    torch.testing.assert_close(X - target.value, gradient, rtol=1e-8, atol=1e-8)
+    assert target.level == pytest.approx(math.sqrt((1 - b) / b))
+    assert target.calls == 5 + 1 + 2
+
+
+@given(seed=seeds, λ=levels, η=st.sampled_from([1.0, 1.9]))
+@settings(max_examples=60, deadline=None)
+def test_mean_shift_ascends_by_at_least_the_bound(seed, λ, η):
+    """Invariant 5: log p_λ(x + ηm) − log p_λ(x) ≥ η (2 − η) |m|²/2λ²."""
+    mixture, x = random_mixture(seed), 2 * draw(seed, 20, 2)
+    m = MeanShift(constant(λ))(mixture.denoise, x, 0.0, None).value - x
+    gain = mixture.log_prob(x + η * m, λ) - mixture.log_prob(x, λ)
+    bound = η * (2 - η) * m.square().sum(-1) / (2 * λ**2)
+    assert (gain >= bound - 1e-9 * (1 + bound)).all()
+
+
+def test_mean_shift_stands_still_at_every_stationary_point():
+    """Invariant 5, saddles included: they are found on the gradient of log p_λ by automatic differentiation."""
+    mixture, λ = random_mixture(5, components=8, thinnest=0.1), 0.15
+
+    def downhill(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(-mixture.log_prob(x, λ).sum(), x)[0]
+
+    points, kind = stationary_points(downhill, 4.0)
+    assert (kind == 0).sum() >= 2
+    assert (kind == 1).sum() >= 1
+    m = MeanShift(constant(λ))(mixture.denoise, points, 0.0, None).value - points
+    assert m.norm(dim=-1).max() < 1e-9
+
+
+@pytest.mark.parametrize("kernel", ["exact", "exponential"])
+def test_msd_is_the_mean_of_its_samples(kernel):
+    λ, n = 0.4, 3
+    target = MSD(kernel, linear(0.7, 0.1), SIGMAS, n)(MIXTURE.denoise, X, 0.5, seeded())
+    stack = X.expand(n, 5, 2)
+    *_, y = sample_product(MIXTURE.denoise, stack, λ, SIGMAS, kernel, generator=seeded())
+    torch.testing.assert_close(target.value, y.mean(0))
+    assert (target.weight, target.level) == (1, pytest.approx(λ))
+    assert target.calls == n * (11 + (kernel == "exact"))
+
+
+def test_msd_estimates_the_mean_shift():
+    """Exact kernel: unbiased up to the solver's error, with variance 1/N of the product's."""
+    x = X[:1].expand(3000, 2)
+    λ, sigmas = 0.5, karras_sigmas(48, 1e-3, 10)
+    truth = MIXTURE.denoise(X[:1], λ)[0]
+    one, four = (MSD("exact", constant(λ), sigmas, n)(MIXTURE.denoise, x, 0.0, seeded(n)).value for n in (1, 4))
+    for y in (one, four):
+        assert ((y.mean(0) - truth).abs() < 5 * y.std(0) / math.sqrt(3000) + 0.01 * one.std(0)).all()
+    ratio = one.var(0) / four.var(0)
+    assert ((ratio > 3.4) & (ratio < 4.6)).all(), ratio
+
+
+def test_msd_centred_on_the_inversion_of_x():
+    msd = MSD("exponential", constant(0.4), SIGMAS, 2, "euler", interval=(0.1, 2.0), inversion=OTHER.denoise)
+    target = msd(MIXTURE.denoise, X, 0.0, seeded())
+    centre = [c.expand(2, 5, 2) for c in reversed(list(invert(OTHER.denoise, X, SIGMAS, "euler")))]
+    *_, y = sample_product(
+        MIXTURE.denoise,
+        X.expand(2, 5, 2),
+        0.4,
+        SIGMAS,
+        "exponential",
+        interval=(0.1, 2.0),
+        centre=centre,
+        solver="euler",
+        generator=seeded(),
+    )
+    torch.testing.assert_close(target.value, y.mean(0))
+    assert target.calls == 2 * 6 + 5  # the inversion stands still on its step from 0
+
+
+def test_guided_calls_cost_two():
+    denoise = guided(MIXTURE.denoise, OTHER.denoise, 4.0)
+    cost = {
+        "SDS": (SDS(samples=3), 6),
+        "VSD": (VSD(IdealDenoiser), 3),
+        "ISM": (ISM(), 14),
+        "MeanShift": (MeanShift(constant(0.3)), 2),
+        "MSD": (MSD("exact", constant(0.3), SIGMAS, 2, "euler"), 2 * 2 * 7),
+    }
+    for name, (method, calls) in cost.items():
+        assert method(denoise, X, 0.5, seeded()).calls == calls, name
+
+
+def test_an_event_may_have_any_shape_and_dtype_follows():
+    """A batch of 2 images of shape (1, 3, 3), denoised towards a training set of 4."""
+    denoise = IdealDenoiser(torch.randn(4, 1, 3, 3, generator=seeded()))
+    x = torch.randn(2, 1, 3, 3, generator=seeded(1))
+    methods = [SDS(samples=2), VSD(IdealDenoiser), SDI(), ISM(), MeanShift(constant(0.3))]
+    methods += [MSD(kernel, constant(0.3), SIGMAS, 2) for kernel in ("exact", "exponential", "explicit")]
+    for method in methods:
+        target = method(denoise, x, 0.5, seeded())
+        assert target.value.shape == x.shape, method
+        assert target.value.dtype == torch.float32, method
+        again = method(denoise, x, 0.5, seeded())
+        assert torch.equal(target.value, again.value), method
+
+
+def test_sampling_without_distillation_is_the_limit_of_a_wide_kernel():
+    target = MSD("exact", constant(1e6), SIGMAS)(MIXTURE.denoise, X, 0.0, seeded())
+    start = MIXTURE.weights @ MIXTURE.means + 4 * torch.randn(1, 5, 2, dtype=torch.float64, generator=seeded())
+    *_, y = sample(product_denoiser(MIXTURE.denoise, X, math.inf), start, SIGMAS)
+    torch.testing.assert_close(target.value, y[0], rtol=1e-6, atol=1e-6)
+
+
+def test_bad_settings_are_refused_when_the_method_is_made():
+    for make in (MeanShift, lambda b: MSD("exact", b, SIGMAS)):
+        with pytest.raises(ValueError, match=r"bandwidth is .* may never increase"):
+            make(lambda progress: 1 + progress)
+    with pytest.raises(ValueError, match="kernel is 'Eq15'; it may be one of exact, exponential, explicit"):
+        MSD("Eq15", constant(0.3), SIGMAS)
