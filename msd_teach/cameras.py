@@ -37,7 +37,9 @@ class Cameras:
         distance: Tensor | float = 4.2,
         field_of_view: Tensor | float = 32.0,
     ) -> None:
-        fields = [torch.as_tensor(v, dtype=torch.float32) for v in (azimuth, elevation, distance, field_of_view)]
+        given = (azimuth, elevation, distance, field_of_view)
+        device = next((value.device for value in given if isinstance(value, Tensor)), None)
+        fields = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in given]
         self.azimuth, self.elevation, self.distance, self.field_of_view = torch.broadcast_tensors(
             *(torch.atleast_1d(field) for field in fields)
         )
@@ -53,6 +55,10 @@ class Cameras:
     def __getitem__(self, index: slice | Tensor) -> Cameras:
         """The chosen cameras, for a slice or a tensor of indices."""
         return Cameras(self.azimuth[index], self.elevation[index], self.distance[index], self.field_of_view[index])
+
+    def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras on another device; their rays follow."""
+        return Cameras(*(v.to(device) for v in (self.azimuth, self.elevation, self.distance, self.field_of_view)))
 
     def __iter__(self) -> Iterator[Cameras]:
         return (self[i : i + 1] for i in range(len(self)))

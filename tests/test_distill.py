@@ -17,7 +17,7 @@ from msd_teach import (
     guided,
     karras_sigmas,
 )
-from msd_teach.schedules import geometric, linear
+from msd_teach.schedules import linear
 
 MIXTURE, OTHER = random_mixture(1, thinnest=0.2), random_mixture(2, thinnest=0.2)
 
@@ -93,10 +93,9 @@ def test_sums_over_an_event_and_averages_over_the_batch():
 def test_mean_shift_by_gradient_descent_reaches_a_mode():
     θ = points()
     optimizer = torch.optim.SGD([θ], 5.0)  # the batch size: a full mean-shift step
-    run = distill(lambda g: θ, optimizer, MIXTURE.denoise, MeanShift(geometric(0.5, 0.1)), 400)
+    run = distill(lambda g: θ, optimizer, MIXTURE.denoise, MeanShift(linear(0.3, 0.3)), 500)
     assert list(run)[-1].shift_norm < 1e-6
-    torch.testing.assert_close(MIXTURE.denoise(θ.detach(), 0.1), θ.detach(), rtol=0, atol=1e-6)
-    assert MIXTURE.score(θ.detach(), 0.1).norm(dim=-1).max() < 1e-4
+    assert MIXTURE.score(θ.detach(), 0.3).norm(dim=-1).max() < 1e-4
 
 
 def test_stops_before_the_first_level_below_the_last():
@@ -149,12 +148,11 @@ def test_not_a_number_stops_the_run_and_leaves_the_parameters(where, bad):
     def method(denoise, x, progress, generator) -> Target:
         return Target(x * bad if where == "target" and progress == 1 else 0 * x, 1.0, 1, 0.25)
 
-    run, steps = distill(render, optimizer, MIXTURE.denoise, method, 3), []
+    run = distill(render, optimizer, MIXTURE.denoise, method, 3)
+    assert [next(run).step, next(run).step] == [0, 1]
+    kept = θ.detach().clone()
     with pytest.raises(FloatingPointError, match=r"step 2: .* not finite \(function, level 0\.25\)"):
-        for info in run:
-            steps.append(info)
-            kept = θ.detach().clone()
-    assert [info.step for info in steps] == [0, 1]
+        next(run)
     assert torch.equal(θ.detach(), kept)
     assert optimizer.state[θ]["step"] == 2
 

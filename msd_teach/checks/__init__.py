@@ -3,6 +3,7 @@
 from .chapter00 import bandwidth_from_paper, two_point_denoiser
 from .chapter01 import best_step, mean_shift_step, merging_bandwidth
 from .chapter02 import heun_step, leave_one_out, noise_prediction, posterior_covariance
+from .chapter03 import sds_curvature, sds_target, stationary_covariance
 from .chapter04 import log_stationary, one_sample_efficiency, sample_share, two_looks
 from .chapter05 import heun_factor, noised_kernel_clock, steps_needed, strang
 
@@ -20,6 +21,9 @@ __all__ = [
     "one_sample_efficiency",
     "posterior_covariance",
     "sample_share",
+    "sds_curvature",
+    "sds_target",
+    "stationary_covariance",
     "steps_needed",
     "strang",
     "two_looks",

@@ -23,7 +23,9 @@ def sample_share(fn: Exercise) -> None:
             "p_λ has the variance 1 + λ².": (λ * (2 + λ**2) ** 0.5) ** d,
             "That is N/N_eff, the other way up.": 1 / want,
         }
-        compare(f"d = {d}, λ = {λ:g} (relative)", fn(d, λ) / want, 1.0, 1e-9, {k: v / want for k, v in mistakes.items()})
+        compare(
+            f"d = {d}, λ = {λ:g} (relative)", fn(d, λ) / want, 1.0, 1e-9, {k: v / want for k, v in mistakes.items()}
+        )
 
 
 def _share(d: int, λ: float) -> float:
@@ -54,7 +56,9 @@ def two_looks(fn: Exercise) -> None:
             ),
         }
         compare(f"λ = {λ:g}, σ = {σ:g}", fn(mixture.denoise, z, σ, x, λ), want, 1e-9, mistakes)
-        compare("  and the library's", fn(mixture.denoise, z, σ, x, λ), product_denoiser(mixture.denoise, x, λ)(z, σ), 1e-9)
+        compare(
+            "  and the library's", fn(mixture.denoise, z, σ, x, λ), product_denoiser(mixture.denoise, x, λ)(z, σ), 1e-9
+        )
 
 
 @checker

@@ -1,0 +1,766 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+r"""
+# Find out what score distillation does
+
+You will take the gradient that made text-to-3D possible, turn it into a target, find the function that it descends, and measure where it goes, how often it steps backwards, and whether it ever stops.
+
+*Hardware:* any laptop. *Time:* about two minutes of computing on two CPU cores, seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
+
+## What you'll learn
+
+- rewrite the SDS gradient as the gradient of $\tfrac12 w\,|x - \text{target}|^2$, in any notation, and convert its weights;
+- compute the expected update, and the potential that it descends, by quadrature;
+- locate and count the phantom modes of that potential, and explain why they are where they are;
+- predict how far SDS fluctuates once it has converged;
+- write eight distillation methods as one loop, and compare them on equal terms.
+"""
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+from msd_teach import ISM, MSD, SDI, SDS, VSD, IdealDenoiser, MeanShift, Target
+from msd_teach import checks, distill, eight_gaussians, figures, fractal, guided, karras_sigmas, pinwheel, sample, spiral
+from msd_teach.budget import pick
+from msd_teach.explore import distillation_canvas
+from msd_teach.landscape import interpolate, mean_shift_potential, sds_field, sds_potential, stationary_points
+from msd_teach.sampling import vp_sigma
+from msd_teach.schedules import annealed, chain_rule_weight, dreamfusion_weight, linear, literal_weight
+from msd_teach.schedules import uniform_sigma, uniform_time, unit_weight
+
+generator = torch.Generator().manual_seed(0)
+p = fractal("A")  # the paper's orange class; both together are fractal("AB")
+own = p.sample(20_000, generator=generator)
+entropy = -p.log_prob(own).mean().item()
+print(f"samples of p: mean −log p = {entropy:.2f} nats, standard deviation {own.std(0).mean():.2f} a coordinate")
+
+# %% [markdown]
+r"""
+## From a gradient to a target
+
+Someone hands you a diffusion model and asks for *one* good image, or for one point $x$ that the model likes. There may be a renderer in between, $x = g(\vartheta)$, so sampling will not do: you need a gradient. Score distillation sampling
+{cite}`poole2023dreamfusion,wang2023sjc` adds noise to $x$, asks the network which noise it sees, and takes the difference for a gradient:
+
+$$
+\nabla_\vartheta \mathcal L_\text{SDS} = \mathbb E_{t,\epsilon}\bigl[\, w(t)\,\bigl(\hat\epsilon(z_t; t) - \epsilon\bigr)\bigr]\,\frac{\partial x}{\partial\vartheta}, \qquad z_t = \alpha x + \sigma_t\,\epsilon,\quad \epsilon\sim\mathcal N(0, I),\quad \alpha^2 + \sigma_t^2 = 1. \tag{1}
+$$
+
+In the plane $x$ *is* the parameter, and $\partial x/\partial\vartheta = I$. Chapter 02 gave the dictionary: $z = z_t/\alpha$, $\sigma = \sigma_t/\alpha$, $\hat\epsilon = (z - D(z; \sigma))/\sigma$. With $z = x + \sigma\epsilon$ one line follows,
+
+$$
+\hat\epsilon - \epsilon = \frac{x + \sigma\epsilon - D(z;\sigma)}{\sigma} - \epsilon = \frac{x - D(x + \sigma\epsilon;\,\sigma)}{\sigma}. \tag{M3.1}
+$$
+
+The noise cancels and a **target** is left. SDS pulls $x$ towards the denoised version of a noisy $x$; it is the gradient of $\tfrac12 w\,|x - \operatorname{sg}[D(x+\sigma\epsilon;\sigma)]|^2$, where sg (*stop gradient*) means that the target
+is taken for a constant. All that distinguishes the recipes in use is the weight of this pull:
+
+| recipe | in Eq. 1 | weight $w(\sigma)$ of $x - D$ |
+|---|---|---|
+| DreamFusion and most code | $w(t) = \sigma_t^2 = 1 - \bar\alpha$, the chain rule's $\partial z_t/\partial x = \alpha$ left out | $\sigma/(1+\sigma^2)$ |
+| the same with the chain rule | $(1 - \bar\alpha)\,\alpha$ | $\sigma/(1+\sigma^2)^{3/2}$ |
+| the paper's Eq. 1 | $\alpha$ | $1/(\sigma\sqrt{1+\sigma^2})$ |
+| its $\alpha$ read as a weight, times the chain rule's | $\alpha^2$ | $1/(\sigma\,(1+\sigma^2))$ |
+
+The check takes both sides seriously: a noise predictor in its own variables against automatic differentiation of the target's loss.
+"""
+
+# %% tags=["check"]
+x = figures.lattice(8).requires_grad_()
+for t in (0.1, 0.5, 0.9):
+    sigma = vp_sigma(torch.tensor(t))
+    alpha, sigma_t = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+    epsilon = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+    z_t = alpha * x.detach() + sigma_t * epsilon
+    predicted = (z_t - alpha * p.denoise(z_t / alpha, sigma)) / sigma_t
+    eq_1 = sigma_t**2 * (predicted - epsilon)
+
+    target = p.denoise(x + sigma * epsilon, sigma).detach()
+    loss = (dreamfusion_weight(sigma) * (x - target).square()).sum() / 2
+    (gradient,) = torch.autograd.grad(loss, x)
+    print(f"t = {t}, σ = {sigma:6.3f}: largest difference {(gradient - eq_1).abs().max():.1e}")
+    assert (gradient - eq_1).abs().max() < 1e-12
+
+# %% [markdown]
+r"""
+```{admonition} Erratum: Eq. 1
+:class: warning
+
+The paper prints $z_t = \alpha(t)\,x + \epsilon$ with $\epsilon \sim \mathcal N(0, \sigma(t) I)$ and subtracts this $\epsilon$ from $\epsilon_\phi$. Two slips. The variance must be $\sigma_t^2$, not $\sigma_t$, or $z_t$ is not what the network was trained on. And
+a network predicts *unit* noise: with $\epsilon = \sigma_t n$ even a perfect prediction leaves $n - \sigma_t n$. The mean survives, since $\mathbb E\,n = 0$; the variance does not vanish where it should. Take a single datum, $p = \delta_y$, and $x = y$: correct code moves by exactly 0.
+```
+
+### Exercise 3.1 · The target in a network's language (★, 10 min)
+
+Your model is `predict(z_t, alpha_bar)`, a noise predictor. Given a clean `x`, unit noise `n` of the same shape and $\bar\alpha$, return the target $D(x + \sigma n; \sigma)$ of (M3.1). Three lines are enough, and each has a trap in it.
+"""
+
+
+# %% tags=["exercise"]
+def sds_target(predict, x, n, alpha_bar):
+    raise NotImplementedError  # your code
+
+
+checks.sds_target(sds_target)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def sds_target(predict, x, n, alpha_bar):
+    z_t = alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * n
+    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+    return x - sigma * (predict(z_t, alpha_bar) - n)  # (M3.1), solved for D
+
+
+checks.sds_target(sds_target)
+
+# %% [markdown]
+r"""
+## The function that SDS descends
+
+One update is noise. What is it on average? Write $z = x + \sigma n$ and use Tweedie, $D(z) - z = \sigma^2\,\nabla\log p_\sigma(z)$:
+
+$$
+\mathbb E_n\bigl[x - D(x + \sigma n;\sigma)\bigr] = \mathbb E_n\bigl[z - \sigma n - D(z;\sigma)\bigr] = -\sigma^2\,\mathbb E_n\,\nabla\log p_\sigma(x + \sigma n) .
+$$
+
+The gradient may be taken outside. So the expected update is the gradient of a known function, and not only in the plane:
+
+$$
+\mathcal L_\text{SDS}(x) = -\,\mathbb E_{\sigma, n}\bigl[\,w(\sigma)\,\sigma^2\,\log p_\sigma(x + \sigma n)\bigr]. \tag{M3.2}
+$$
+
+Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Up to a constant it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well
+a *blob* of width $\sigma$ around $x$ fits under the blurred density. And the logarithm punishes: where part of the blob sticks out into the void, $\log p_\sigma$ is very negative there, and $x$ must move until the whole blob is covered.
+
+In two dimensions the averages over $\sigma$ and $n$ are sums over fine grids, in the library as `sds_potential` and `sds_field`. Three routes to one vector must agree: the field's own quadrature, differences of the potential, and a plain Monte-Carlo mean of the thing that SDS really does.
+"""
+
+# %% tags=["check"]
+x = torch.tensor([[0.9, -0.4], [0.3, 0.7], [-0.8, 0.2]], dtype=torch.float64)
+field = sds_field(p, x)
+h = 1e-4 * torch.eye(2, dtype=x.dtype)
+slope = torch.stack([(sds_potential(p, x + e) - sds_potential(p, x - e)) / 2e-4 for e in h], -1)
+print(f"difference quotient of (M3.2) against the field: {(slope - field).norm() / field.norm():.1e}")
+
+n = pick(smoke=300, laptop=4000)
+target = SDS()(p.denoise, x.repeat(n, 1), 0.0, generator)
+updates = (target.weight[:, None] * (x.repeat(n, 1) - target.value)).reshape(n, 3, 2)
+deviation = (updates.mean(0) - field) / (updates.std(0) / n**0.5)
+print(f"mean of {n} SDS updates: at most {deviation.abs().max():.1f} standard errors from the field")
+assert (slope - field).norm() < 1e-4 * field.norm()
+assert deviation.abs().max() < 4.5
+
+# %% [markdown]
+r"""
+## A phantom
+
+Here is the fractal, with its twigs about 0.01 wide; its SDS landscape, with DreamFusion's weight and $t$ uniform on Stable Diffusion's schedule; and two landscapes of mean shift, $-\lambda^2\log p_\lambda$. Mean shift finds the *modes* of $p_\lambda$. For SDS, call a
+minimum a **phantom mode** if $p$ is smaller there than at 99.9 % of its own samples.
+
+**Predict.** Where is the minimum of the SDS landscape, and how many are there?
+"""
+
+
+# %%
+def minima(field, span=1.5, n=pick(smoke=41, laptop=121)):
+    """Minima (m, 2) of the potential whose gradient is `field`, interpolated from an n × n lattice."""
+    smooth = interpolate(field(figures.lattice(n, span)).reshape(n, n, 2), span)
+    found = stationary_points(smooth, span, n)
+    return found.points[found.downhill == 0]
+
+
+def is_phantom(mixture, x):
+    own = mixture.sample(20_000, generator=torch.Generator().manual_seed(0))
+    return mixture.log_prob(x) < mixture.log_prob(own).quantile(0.001)
+
+
+def landscape(ax, potential, found, mixture, size=pick(smoke=41, laptop=121), span=1.5):
+    """Contours of a potential, its real minima as white discs, its phantom modes as red crosses."""
+    axis = torch.linspace(-span, span, size)
+    level = (potential - potential.min()).sqrt().reshape(size, size)
+    ax.contourf(axis, axis, level, 24, cmap="cividis_r")
+    ax.contour(axis, axis, level, 12, colors="white", linewidths=0.3, linestyles="-")
+    phantom = is_phantom(mixture, found)
+    figures.points(ax, found[~phantom], "white", size=26, alpha=1, linewidths=1, edgecolors=figures.BLACK)
+    figures.points(ax, found[phantom], figures.RED, "X", size=90, alpha=1, linewidths=0.8, edgecolors="white")
+
+
+# %%
+grid = figures.lattice(pick(smoke=41, laptop=121))
+found = minima(lambda x: sds_field(p, x))
+phantom = found[0]
+fig, axes = figures.planes(["density $p$", "$L_{SDS}$", "$L_{MS}$, λ = 0.2", "$L_{MS}$, λ = 0.03"], width=9.4)
+figures.density(axes[0], p)
+landscape(axes[1], sds_potential(p, grid), found, p)
+for ax, bandwidth in zip(axes[2:], (0.2, 0.03), strict=True):
+    modes = minima(lambda x, λ=bandwidth: x - p.denoise(x, λ))
+    landscape(ax, mean_shift_potential(p, grid, bandwidth), modes, p)
+    print(f"mean shift, λ = {bandwidth}: {len(modes)} modes, worst −log p {-p.log_prob(modes).min():.2f}")
+figures.points(axes[0], found, figures.RED, "X", size=90, alpha=1, linewidths=0.8, edgecolors="white")
+print(f"SDS: {len(found)} minimum, {is_phantom(p, found).sum()} phantom, at {phantom.numpy().round(3)}")
+print(f"  −log p there {-p.log_prob(phantom):.1f}; mean of p {(p.weights @ p.means).numpy().round(3)}")
+figures.show(
+    fig,
+    alt=f"A branching density and three landscapes. SDS is a smooth bowl with {len(found)} minimum, a red cross in a gap between "
+    "branches. Mean shift with λ = 0.2 is a bowl whose minimum lies on a branch; with λ = 0.03 its minima follow the branches.",
+)
+
+# %% [markdown]
+r"""
+One minimum for the whole fractal, and it is a phantom: a point in a gap, $e^{20}$ times less likely than a typical sample. It lies a few thousandths from the **mean** of the data. The landscape has forgotten the branches.
+
+Does this depend on how $\sigma$ is drawn and weighed? The paper does not give its law. Two are natural in the plane, $\sigma$ uniform up to 5, and $t$ uniform on a variance-preserving schedule; with the four weights there are eight versions of "SDS". (M3.2) shows what can
+matter: level $\sigma$ counts with the share $w(\sigma)\,\sigma^2 \times$ its probability. Beside each minimum we print how much of this budget goes to noise larger than the data, $\sigma > 0.34$.
+
+**Predict.** Which change helps most: the law, or the weight?
+"""
+
+
+# %%
+def eq_1_weight(sigma):
+    return 1 / (sigma * (1 + sigma**2).sqrt())
+
+
+laws = {"t uniform": uniform_time(), "σ uniform": uniform_sigma()}
+weights = {"DreamFusion": dreamfusion_weight, "chain rule": chain_rule_weight}
+weights |= {"Eq. 1: α": eq_1_weight, "Eq. 1: α²": literal_weight}
+u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+outcome = {}
+print(f"{'law':10} {'weight':12} {'σ > 0.34':>9} {'minima':>7} {'phantom':>8} {'−log p':>7} {'|x − mean|':>11}")
+for law_name, law in laws.items():
+    for name, weight in weights.items():
+        x = minima(lambda x, law=law, w=weight: sds_field(p, x, law, w, levels=pick(smoke=16, laptop=64)), n=61)
+        σ = law(u, 0.0)
+        budget = weight(σ) * σ**2
+        outcome[law_name, name] = nll = -p.log_prob(x).mean()
+        far = (x - p.weights @ p.means).norm(dim=-1).mean()
+        share = budget[σ > 0.34].sum() / budget.sum()
+        print(f"{law_name:10} {name:12} {share:9.1%} {len(x):7} {is_phantom(p, x).sum():8} {nll:7.1f} {far:11.3f}")
+
+# %% [markdown]
+r"""
+The law hardly matters; the weight does. With the usual weights, practically the whole budget is spent on noise that swallows the data, and both laws end at the same phantom. Only with the $1/\sigma$ of Eq. 1 do small levels get a say, and the minimum moves towards the trunk.
+The eight minima differ by more than twenty nats, so a table that says "SDS: 36" and not which of the eight is hard to compare with. The paper's text gives neither.
+
+Is the fractal a malicious choice?
+
+**Predict.** Pinwheel, eight Gaussians on a circle, spiral: where will SDS put its minimum? In which of the three is it a phantom?
+"""
+
+# %%
+others = {"pinwheel": pinwheel(), "eight Gaussians": eight_gaussians(), "spiral": spiral()}
+fig, axes = figures.planes(list(others), width=7.2)
+for ax, (name, mixture) in zip(axes, others.items(), strict=True):
+    x = minima(lambda x, mixture=mixture: sds_field(mixture, x, levels=32), n=61)
+    phantom_here = is_phantom(mixture, x)
+    figures.density(ax, mixture, pixels=200)
+    potential = sds_potential(mixture, figures.lattice(61), levels=32).reshape(61, 61)
+    axis = torch.linspace(-1.5, 1.5, 61)
+    ax.contour(axis, axis, (potential - potential.min()).sqrt(), 10, colors=figures.ORANGE, linewidths=0.8)
+    figures.points(ax, x[~phantom_here], "white", size=40, alpha=1, linewidths=1.2, edgecolors=figures.BLACK)
+    figures.points(ax, x[phantom_here], figures.RED, "X", size=90, alpha=1, linewidths=0.8, edgecolors="white")
+    usual = -mixture.log_prob(mixture.sample(4000, generator=generator)).mean()
+    print(f"{name:16} {len(x)} minimum at −log p = {-mixture.log_prob(x[0]):5.1f}; samples of the density {usual:5.2f}")
+figures.show(
+    fig,
+    alt="Contours of the SDS potential over three densities: a pinwheel, eight Gaussians on a circle, and a spiral. All contours are "
+    "nearly circles around the centre, with one minimum there: a red cross in the holes of the first two, a disc on the spiral.",
+)
+
+# %% [markdown]
+r"""
+Always at the mean. Whether that is a phantom depends on whether the density happens to have something in its middle. A picture's mean is a grey blur, which is one half of why SDS makes blurred images; the other half comes below.
+
+## Why the mean
+
+For noise much larger than the data, $p_\sigma$ is nearly the Gaussian $\mathcal N(\mu, \Sigma + \sigma^2 I)$, so $-\log p_\sigma$ is a parabola, and blurring a parabola only lifts it. With an isotropic spread $s$,
+
+$$
+\mathcal L_\text{SDS}(x) \approx \tfrac12\,\mathbb E_\sigma\!\Bigl[\frac{w\,\sigma^2}{\sigma^2 + s^2}\Bigr]\,|x - \mu|^2 + \text{const}. \tag{M3.3}
+$$
+
+For a Gaussian this is exact, and the minimum is its mode; there SDS is right. For everything else it is the mean. But the second blur matters even when the noise is *not* large. Take two equal point masses at $\pm a$. Mean shift sees two modes as long as $\lambda < a$ (chapter 01). The curvature of the SDS potential halfway between them is, with $p_\sigma \propto e^{-z^2/2\sigma^2}\cosh(az/\sigma^2)$,
+
+$$
+\mathcal L''(0) \;\propto\; 1 - r^2\;\mathbb E\bigl[\operatorname{sech}^2(r\,n)\bigr], \qquad r = a/\sigma. \tag{M3.4}
+$$
+
+**Predict.** Since $\operatorname{sech} \le 1$, SDS loses the two modes earlier than mean shift. At $\sigma = 0.9\,a$, at $0.7\,a$, at $0.5\,a$?
+"""
+
+
+# %%
+def two_masses(x, sigma, blur):
+    """−log p_σ of masses at ±1, or its average over x + σn with `blur`."""
+    n = torch.linspace(-8, 8, 401, dtype=torch.float64) * blur
+    mass = (-(n**2) / 2).softmax(0)
+    z = (x[:, None] + sigma * n)[..., None]
+    log_p = (-((z - torch.tensor([-1.0, 1.0])) ** 2) / (2 * sigma**2)).logsumexp(-1)
+    return -(sigma**2) * (log_p @ mass)
+
+
+def curvature(ratio):  # (M3.4) at σ = ratio · a
+    n = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    return 1 - (1 / ratio) ** 2 * (-(n**2) / 2).softmax(0) @ torch.cosh(n / ratio) ** -2
+
+
+def merging(function, low=0.3, high=2.0):
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return middle
+
+
+# %%
+merge = merging(curvature)
+line = torch.linspace(-1.7, 1.7, 241, dtype=torch.float64)
+fig, axes = plt.subplots(1, 3, figsize=(9.4, 3.0), width_ratios=(1, 1, 1.1))
+for ax, blur, title in ((axes[0], 0, "mean shift, λ/a ="), (axes[1], 1, "SDS, σ/a =")):
+    for level, color, style in zip((0.5, 0.7, 0.9, 1.1), figures.PALETTE, figures.LINES, strict=False):
+        curve = two_masses(line, level, blur)
+        ax.plot(line, curve - curve.min(), color=color, linestyle=style, label=f"{level}")
+    ax.plot([-1, 1], [-0.02, -0.02], "^", color=figures.BLACK, markersize=7, clip_on=False, linestyle="")
+    ax.set(title=title, xlabel="x / a", ylim=(-0.02, 0.32))
+    ax.legend(fontsize=8, loc="upper center", ncols=2, handlelength=2.6)
+axes[0].set_ylabel("potential above its minimum")
+ratios = torch.linspace(0.35, 1.6, 120)
+axes[2].plot(ratios, 1 - 1 / ratios**2, color=figures.BLUE, linestyle="-", label="mean shift")
+axes[2].plot(ratios, [curvature(r) for r in ratios.tolist()], color=figures.RED, linestyle="--", label="SDS")
+axes[2].axhline(0, color="0.6", linewidth=0.8, linestyle="-")
+axes[2].plot([merge, 1], [0, 0], "o", color=figures.BLACK, markersize=6, linestyle="")
+axes[2].annotate(f"σ = {merge:.3f} a", (merge, 0), (0.45, 0.45), fontsize=9, arrowprops={"arrowstyle": "-", "lw": 0.7})
+axes[2].set(title="curvature halfway", xlabel="σ/a or λ/a", ylim=(-2, 1))
+axes[2].legend(fontsize=8, loc="lower right")
+figures.show(
+    fig,
+    alt="Potentials for two point masses at plus and minus a. Mean shift keeps two minima until λ = a. The SDS potential has a single "
+    f"minimum halfway between them from σ = {merge:.3f} a on; its curvature there, in the right panel, crosses zero at that point.",
+)
+
+# %% [markdown]
+r"""
+At $\sigma = 0.7\,a$ the blurred density still has two clean modes. SDS has one, in the void between them. It needs noise below $0.685\,a$ to tell two masses apart, whichever weight it uses; with a *range* of levels, those above win.
+
+### Exercise 3.2 · Two modes with a width (★★, 15 min)
+
+Real modes are not points. Let $p = \tfrac12\mathcal N(-a, s^2) + \tfrac12\mathcal N(a, s^2)$ in one dimension. Return the curvature at 0 of $-\sigma^2\,\mathbb E_n\log p_\sigma(\sigma n)$, as a float. Mind that two widths come in: the blurred components have the variance $v = s^2 + \sigma^2$, the second blur only $\sigma^2$. With
+it the solution asks: can wide modes survive more noise than narrow ones?
+"""
+
+
+# %% tags=["exercise"]
+def sds_curvature(a, s, sigma):
+    raise NotImplementedError  # your code
+
+
+checks.sds_curvature(sds_curvature)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def sds_curvature(a, s, sigma):
+    # −log p_σ = z²/2v − log cosh(az/v) + const, and (log cosh)'' = sech².
+    v = s**2 + sigma**2
+    n = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    sech2 = torch.cosh(a * sigma * n / v) ** -2
+    return float(sigma**2 * (1 / v - (a / v) ** 2 * (-(n**2) / 2).softmax(0) @ sech2))
+
+
+checks.sds_curvature(sds_curvature)
+for s in (0.0, 0.2, 0.5, 0.8):
+    sds = merging(lambda sigma, s=s: sds_curvature(1.0, s, sigma), 0.01)
+    print(f"width s = {s:.1f} a: SDS merges at σ = {sds:.3f} a, mean shift at λ = {math.sqrt(1 - s**2):.3f} a")
+
+# %% [markdown]
+r"""
+## How often does it step backwards?
+
+So much for the mean update. A real run takes single samples. Follow the expected field from a corner down to the phantom, stop at points on the way, and draw many single updates at each. We ask two things: which share has a negative product with the expected update, and how large is the scatter?
+
+**Predict.** Far away, and close to the minimum: what share of the steps goes backwards?
+"""
+
+
+# %%
+def single_updates(method, denoise, x, n):
+    """n independent updates w (x − target) at every x (m, 2): (n, m, 2)."""
+    stack = x.repeat(n, 1)
+    target = method(denoise, stack, 0.0, generator)
+    return (torch.as_tensor(target.weight).reshape(-1, 1) * (stack - target.value)).reshape(n, *x.shape)
+
+
+expected = interpolate(sds_field(p, grid).reshape(*(2 * [math.isqrt(len(grid))]), 2), 1.5)
+road = [torch.tensor([[-1.0, 1.3]], dtype=torch.float64)]
+while (road[-1] - phantom).norm() > 0.01:
+    road.append(road[-1] - 0.3 * expected(road[-1]))
+road = torch.cat(road)
+gap = (road - phantom).norm(dim=-1)
+n = pick(smoke=100, laptop=1000)
+stops = road[:: max(1, len(road) // pick(smoke=6, laptop=14))]
+wrong, noise = {}, {}
+for name, method in {"t uniform": SDS(), "σ uniform": SDS(sigma=uniform_sigma())}.items():
+    updates, mean = single_updates(method, p.denoise, stops, n), sds_field(p, stops, method.sigma)
+    wrong[name] = ((updates * mean).sum(-1) < 0).double().mean(0)
+    noise[name] = updates.var(0).sum(-1).sqrt() / mean.norm(dim=-1)
+
+# %%
+reach = (stops - phantom).norm(dim=-1)
+fig, (first, second, third) = plt.subplots(1, 3, figsize=(9.4, 3.1), width_ratios=(1, 1.1, 1.1))
+first.set(title="the road", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
+figures.density(first, p, pixels=160)
+first.plot(*road.T, color=figures.BLACK, linewidth=1.2, linestyle="-")
+figures.points(first, phantom[None], figures.RED, "X", size=80, alpha=1)
+figures.arrows(first, stops[4:5].repeat(12, 1), -2 * single_updates(SDS(), p.denoise, stops[4:5], 12)[:, 0], figures.RED)
+for name, color, marker in (("t uniform", figures.RED, "s"), ("σ uniform", figures.ORANGE, "D")):
+    second.semilogx(reach, wrong[name], marker=marker, color=color, linestyle="-", label=f"SDS, {name}")
+    third.loglog(reach, noise[name], marker=marker, color=color, linestyle="-", label=f"SDS, {name}")
+for ax, value in ((second, 0.5), (third, 1.0)):
+    ax.axhline(value, color="0.5", linestyle=":", linewidth=1)
+    ax.set(xlabel="distance to the phantom", xlim=(2.3, 0.008))
+second.text(2, 0.47, "a coin", fontsize=8, color="0.4")
+second.set(title="share of steps backwards", ylim=(0, 0.53))
+third.set(title="scatter / length of the mean update")
+second.legend(fontsize=8, loc="center left")
+figures.show(
+    fig,
+    alt=f"Left, the road from a corner to the phantom with a dozen single updates as arrows. Middle, the share of steps that go backwards "
+    f"rises from {wrong['t uniform'][0]:.0%} far away to {wrong['t uniform'][-1]:.0%} near the minimum. Right, scatter over mean rises to {noise['t uniform'][-1]:.0f}.",
+)
+
+# %% [markdown]
+r"""
+SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and near the minimum every other step goes backwards. Mean shift at any $\lambda$ would lie on the axis in both panels: its share is 0, since it draws nothing.
+
+```{admonition} Erratum: the SDS gradient of Section 4.1
+:class: warning
+
+For the ideal denoiser the paper prints $\mathbb E\bigl[w(t)\,(z_t - D^*(z_t;\sigma_t))/\sigma_t\bigr]$. Two things are missing. **The $\alpha$:** $D^*$ estimates $y$, while $z_t$ holds $\alpha y$, so $\hat\epsilon = (z_t - \alpha D^*)/\sigma_t$. Without it the update vanishes not at $x = \mathbb E[D^*]$ but, roughly, at $\alpha x = \mathbb E[D^*]$: the phantom is
+pushed away from the origin. **The $-\epsilon$:** dropping it leaves the mean alone ($\mathbb E\,\epsilon = 0$), but $\hat\epsilon = \epsilon + (x - D)/\sigma$ now carries the whole injected noise into the update. A control variate of coefficient 1 has been thrown away.
+```
+"""
+
+# %% tags=["check"]
+n = pick(smoke=500, laptop=4000)
+x = phantom.repeat(n, 1)
+sigma = uniform_time()(torch.rand(n, dtype=torch.float64, generator=generator), 0.0)[:, None]
+alpha, sigma_t = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+epsilon = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+D = p.denoise(x + sigma * epsilon, sigma[:, 0])
+z_t = alpha * x + sigma_t * epsilon
+versions = {
+    "Eq. 1": sigma_t**2 * ((z_t - alpha * D) / sigma_t - epsilon),
+    "without −ε": sigma_t**2 * (z_t - alpha * D) / sigma_t,
+    "Eq. 1 as printed (ε = σ_t n)": sigma_t**2 * ((z_t - alpha * D) / sigma_t - sigma_t * epsilon),
+    "Section 4.1, without α and −ε": sigma_t**2 * (z_t - D) / sigma_t,
+}
+for name, update in versions.items():
+    error = update.std(0).norm() / n**0.5
+    print(f"{name:30} at the phantom: |mean| {update.mean(0).norm():.4f} ± {error:.4f}, variance {update.var(0).sum():.4f}")
+ratio = versions["without −ε"].var(0).sum() / versions["Eq. 1"].var(0).sum()
+assert ratio > 20
+assert (versions["Eq. 1"].mean(0).norm() / versions["Section 4.1, without α and −ε"].mean(0).norm()) < 0.1
+
+# %% [markdown]
+r"""
+Dropping $-\epsilon$ multiplies the variance by more than a hundred here. The paper's Table 1 compares variances; which gradient went into it decides the result. (Chapter 06 runs both.)
+
+## It never settles
+
+Gradient descent with a noisy gradient and a fixed step does not converge to a point. Near the minimum let the field be $H(x - x^*)$ and the scatter of a single update $C$. Then $x \leftarrow x - \eta\,(\text{update})$ is a linear process, and its covariance $S$ in the long run satisfies
+
+$$
+S = (I - \eta H)\,S\,(I - \eta H) + \eta^2 C. \tag{M3.5}
+$$
+
+### Exercise 3.3 · The cloud at the end (★★★, 20 min)
+
+Solve (M3.5): given a symmetric `H` (d, d) with eigenvalues in $(0, 2/\eta)$, a covariance `C` and the step `eta`, return $S$. In the eigenbasis of $H$ the equation falls apart into one for each entry.
+"""
+
+
+# %% tags=["exercise"]
+def stationary_covariance(H, C, eta):
+    raise NotImplementedError  # your code
+
+
+checks.stationary_covariance(stationary_covariance)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def stationary_covariance(H, C, eta):
+    h, Q = torch.linalg.eigh(H)
+    kept = 1 - eta * h  # the factor by which a deviation shrinks in a step
+    return Q @ (eta**2 * (Q.mT @ C @ Q) / (1 - kept[:, None] * kept)) @ Q.mT
+
+
+checks.stationary_covariance(stationary_covariance)
+
+# %% [markdown]
+r"""
+Everything in (M3.5) can be measured without a run: $H$ from the quadrature field, $C$ from single updates at the phantom. Then 400 chains run, and the prediction is put to the test.
+"""
+
+# %% tags=["check"]
+h = 0.02 * torch.eye(2, dtype=torch.float64)
+H = torch.stack([(expected(phantom[None] + e) - expected(phantom[None] - e))[0] / 0.04 for e in h])
+C = single_updates(SDS(), p.denoise, phantom[None], pick(smoke=500, laptop=4000))[:, 0].T.cov()
+data = p.sample(pick(smoke=500, laptop=3000, gpu=10_000), generator=generator)
+denoise = IdealDenoiser(data)
+for eta in (0.5, 2.0):
+    predicted = stationary_covariance((H + H.T) / 2, C, eta).diagonal().mean().sqrt()
+    x = phantom.repeat(pick(smoke=100, laptop=400), 1)
+    for _ in range(pick(smoke=40, laptop=100)):
+        x = x - eta * single_updates(SDS(), denoise, x, 1)[0]
+    measured = x.std(0).square().mean().sqrt()
+    print(f"η = {eta}: standard deviation predicted {predicted:.4f}, of {len(x)} chains {measured:.4f}")
+    assert abs(measured / predicted - 1) < pick(smoke=0.5, laptop=0.25)
+
+# %% [markdown]
+r"""
+The cloud is several twigs wide, and it has nothing to do with the twigs. It shrinks only with $\eta$ or with more samples an update. That is the other half of the blur, and it is why "run it longer" does not help.
+
+The paper uses Adam, 150 steps at rate 0.08. Here is how far points still move in ten steps, during a run twice as long. The third curve has no noise at all: its "method" is five lines, since a method is anything that returns a target.
+
+**Predict.** Adam divides by the size of the gradient. Will sixteen samples an update calm it by a factor of 4, as in (M3.5)?
+"""
+
+
+# %%
+def run(method, x, steps=150, denoise=denoise, seed=1):
+    """States (steps + 1, n, 2) of points optimised by Adam, as in the paper, and the denoiser calls a point."""
+    x = x.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=0.08)
+    states = [x.detach().clone()]
+    for info in distill(lambda _: x, optimizer, denoise, method, steps, generator=torch.Generator().manual_seed(seed)):
+        states.append(x.detach().clone())
+    return torch.stack(states), info.calls
+
+
+def expected_sds(denoise, x, progress, generator):
+    """SDS with infinitely many samples: its target is one step of its own mean field."""
+    return Target(x - expected(x), 1.0, 0, math.nan)
+
+
+# %%
+bandwidth = linear(0.316 / math.sqrt(2), 0.003)  # the paper's 0.316 as a standard deviation
+start = figures.lattice(pick(smoke=5, laptop=11))
+steps = pick(smoke=60, laptop=300)
+long_runs = {
+    "SDS, 1 sample": SDS(),
+    "SDS, 16 samples": SDS(samples=16),
+    "SDS, expected": expected_sds,
+    "mean shift, λ falls": MeanShift(bandwidth),
+}
+fig, ax = plt.subplots(figsize=(6.6, 3.4))
+late = {}
+for i, (name, method) in enumerate(long_runs.items()):
+    states, _ = run(method, start, steps)
+    moved = (states[10:] - states[:-10]).norm(dim=-1).median(dim=-1).values
+    late[name] = moved[-40:].mean().item()
+    ax.semilogy(range(10, steps + 1), moved, color=figures.PALETTE[i], linestyle=figures.LINES[i], label=name)
+    print(f"{name:20} median way in ten steps, at the end: {late[name]:.1e}")
+ax.set(xlabel="step", ylabel="way in the last ten steps", ylim=(1e-7, 3))
+ax.legend(fontsize=9, loc="lower left")
+figures.show(
+    fig,
+    alt=f"Median distance that points move in ten Adam steps, over {steps} steps, log scale. SDS with one sample levels off near {late['SDS, 1 sample']:.2f}, with "
+    f"16 samples near {late['SDS, 16 samples']:.2f}. The expected SDS field decays towards zero, mean shift falls with its bandwidth.",
+)
+
+# %% [markdown]
+r"""
+TODO explain drift.
+
+## Break it: begin with the answer
+
+**Predict.** Start SDS on *samples of p*. It has nothing to improve. What does it do with them, and how soon?
+"""
+
+# %% tags=["break-it"]
+samples = p.sample(pick(smoke=60, laptop=400), generator=generator)
+ruined, _ = run(SDS(), samples)
+kept, _ = run(MeanShift(linear(0.03, 0.003)), samples)
+fig, axes = figures.planes(["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ: 0.03 → 0.003"], width=9.4)
+views = ((samples, figures.BLACK), (ruined[10], figures.RED), (ruined[-1], figures.RED), (kept[-1], figures.BLUE))
+for ax, (x, color), marker in zip(axes, views, "osso", strict=True):
+    figures.density(ax, p, pixels=160)
+    figures.points(ax, x, color, marker, size=7)
+    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(x).mean():.2f}", transform=ax.transAxes, fontsize=9)
+figures.show(
+    fig,
+    alt="Samples of the fractal, and the same points after 10 and 150 Adam steps of SDS, which sweeps them off the branches into a "
+    "blob at the phantom, and after mean shift with a falling small bandwidth, which leaves them on the branches.",
+)
+
+# %% [markdown]
+r"""
+TODO.
+
+## Break it: more guidance
+
+DreamFusion's answer to all this was guidance with $s = 100$. Guided scores are linear in the two scores, $D_g = u + s\,(c - u)$, and so is everything that we averaged: the field of guided SDS is exactly $s\,F_A - (s-1)\,F_{AB}$, with $F_A$ from class A and $F_{AB}$ from both classes. No new computation is needed.
+
+**Predict.** Class A lies in the upper right; the mean of both classes is near the origin. Where does guidance push the phantom?
+"""
+
+# %% tags=["break-it"]
+both = fractal("AB")
+n, span = pick(smoke=41, laptop=101), 3.0
+lattice = figures.lattice(n, span)
+F_A, F_AB = (sds_field(mixture, lattice, levels=32).reshape(n, n, 2) for mixture in (p, both))
+fig, (ax,) = figures.planes(["phantom of guided SDS"], span=span, width=4.4)
+figures.density(ax, p, pixels=200)
+for s in (1, 2, 4, 7.5, 20):
+    found = stationary_points(interpolate(s * F_A - (s - 1) * F_AB, span), span, n)
+    x = found.points[found.downhill == 0]
+    figures.points(ax, x, figures.RED, "X", size=70, alpha=1)
+    ax.annotate(f"s = {s:g}", x[0].tolist(), (8, -4), textcoords="offset points", fontsize=9)
+    print(f"s = {s:4g}: {len(x)} minimum at {x[0].numpy().round(2)}, −log p = {-p.log_prob(x[0]):.0f}")
+figures.show(
+    fig,
+    alt="The fractal's class A in the upper right of a plane, and the minimum of the guided SDS potential for five guidance "
+    "scales. With growing scale it leaves the density along the diagonal and is far outside at s = 20.",
+)
+
+# %% [markdown]
+r"""
+TODO.
+
+## Seven other targets
+
+| method | target | drawn anew in each step | calls |
+|---|---|---|---|
+| SDS {cite}`poole2023dreamfusion` | $D(x + \sigma n; \sigma)$ | $\sigma$, $n$ | 1 |
+| SDS, annealed | the same, $\sigma = \lambda_k$ falling | $n$ | 1 |
+| SDI {cite}`lukoianov2024sdi` | $D(x + \sigma\,\kappa(x); \sigma)$, $\kappa$ by inverting $x$ | little | ≤ 11 |
+| ISM {cite}`liang2024luciddreamer` | $x - \sigma_t\,[\hat\epsilon(z_t) - \hat\epsilon(z_s)]$, both on the inverted path | $t$ | 7 |
+| VSD {cite}`wang2023prolificdreamer` | $x - [D_\text{particles}(z; \sigma) - D(z; \sigma)]$ | $\sigma$, $n$ | 2 |
+| mean shift | $D(x; \lambda_k)$ | nothing | 1 |
+| MSD {cite}`thamizharasan2025msd` | a sample of $p(y)\,\mathcal N(y; x, \lambda_k^2 I)$ | $n$ | a sampler's |
+
+TODO
+
+**Predict.** Rank them by mean $-\log p$.
+"""
+
+# %%
+sigmas = karras_sigmas(16, 0.002, 5.0)
+methods = {
+    "SDS, t uniform": SDS(),
+    "SDS, Eq. 1, σ uniform": SDS(sigma=uniform_sigma(), weight=eq_1_weight),
+    "SDS annealed": SDS(sigma=annealed(bandwidth), weight=unit_weight),
+    "SDI": SDI(),
+    "ISM": ISM(),
+    "VSD": VSD(IdealDenoiser),
+    "mean shift": MeanShift(bandwidth),
+    "MSD, exact": MSD("exact", bandwidth, sigmas, solver="euler"),
+}
+start = figures.lattice(pick(smoke=5, laptop=17, gpu=41))
+ends, calls = {}, {}
+print(f"{'':22} {'−log p: mean':>13} {'median':>8} {'spread':>8} {'late way':>9} {'calls':>6}")
+for name, method in methods.items():
+    states, calls[name] = run(method, start, pick(smoke=30, laptop=150))
+    ends[name] = states[-1]
+    nll, way = -p.log_prob(ends[name]), (states[-1] - states[-11]).norm(dim=-1).mean()
+    spread = ends[name].std(0).mean()
+    print(f"{name:22} {nll.mean():13.2f} {nll.median():8.2f} {spread:8.3f} {way:9.4f} {calls[name]:6}")
+print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {own.std(0).mean():8.3f}")
+
+# %%
+fig, axes = figures.planes(list(methods), rows=2, width=9.4)
+for ax, (name, x), color, marker in zip(
+    axes, ends.items(), figures.PALETTE + figures.PALETTE, figures.MARKERS + figures.MARKERS, strict=False
+):
+    figures.density(ax, p, pixels=160)
+    figures.points(ax, x, color, marker, size=12, alpha=0.8, linewidths=0.3, edgecolors="white")
+    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(x).mean():.1f}", transform=ax.transAxes, fontsize=9)
+figures.show(
+    fig,
+    alt="End points of eight distillation methods from the same grid of starts, over the fractal.",
+)
+
+# %% [markdown]
+r"""
+TODO.
+
+## Figure 1 of the paper
+"""
+
+# %%
+start = figures.lattice(pick(smoke=6, laptop=21))
+z = 5 * torch.randn(len(start), 2, dtype=torch.float64, generator=generator)
+levels = karras_sigmas(32, 0.002, 5.0)
+ddim = {}
+for s in (1, 4, 5):
+    *_, ddim[s] = sample(guided(p.denoise, both.denoise, s), z, levels, solver="euler")
+limit, _ = run(expected_sds, start)
+shift, _ = run(MeanShift(bandwidth), start)
+rows = {
+    "(a) samples of p": own[: len(start)],
+    "(b) DDIM-32, s = 4": ddim[4],
+    "    DDIM-32, s = 5 (w = 4)": ddim[5],
+    "    DDIM-32, unguided": ddim[1],
+    "(c) SDS, 1 sample": ends["SDS, t uniform"],
+    "    SDS, expected": limit[-1],
+    "(d) MSD, 1 sample": ends["MSD, exact"],
+    "    MSD, expected": shift[-1],
+}
+for name, x in rows.items():
+    nll = -p.log_prob(x)
+    print(f"{name:28} mean −log p {nll.mean():6.2f}, median {nll.median():6.2f}, {len(x)} points")
+print(f"entropy of the density {entropy:.2f}")
+
+# %%
+other = fractal("B").sample(600, generator=generator)
+fig, axes = figures.planes(["(a) the density", "(b) DDIM-32, guided", "(c) SDS", "(d) MSD"], rows=2, width=7.2)
+for ax in axes:
+    figures.points(ax, other, "0.7", marker="+", size=12, linewidths=0.6, alpha=1)
+    figures.points(ax, own[:1500], figures.ORANGE, size=5 if ax is axes[0] else 3, alpha=0.8 if ax is axes[0] else 0.3)
+figures.points(axes[1], ddim[4], figures.BLUE, "^", size=14)
+for ax, one, mean in ((axes[2], "SDS, t uniform", limit), (axes[3], "MSD, exact", shift)):
+    figures.points(ax, ends[one], figures.BLUE, "^", size=14)
+    figures.points(ax, mean[-1], figures.BLACK, "X", size=45, alpha=1, linewidths=0.5, edgecolors="white")
+for ax, name in zip(axes, [key for key in rows if key[0] == "("], strict=True):
+    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(rows[name]).mean():.2f}", transform=ax.transAxes, fontsize=9)
+figures.show(
+    fig,
+    alt="Four panels of the fractal with both classes, as in the paper.",
+)
+
+# %% [markdown]
+r"""
+TODO
+
+```{admonition} Erratum: Algorithm 1
+:class: warning
+
+TODO
+```
+"""
+
+# %% tags=["check"]
+print("TODO")
+assert True
+
+# %%
+distillation_canvas(fractal())
+
+# %% [markdown]
+r"""
+## Take-aways
+
+- TODO
+
+## What's next
+
+TODO
+"""
