@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import os
 import platform
 import re
@@ -18,7 +16,6 @@ import jupytext
 import nbformat
 import pytest
 from nbmake.pytest_items import NotebookFile, NotebookItem
-from PIL import Image
 
 ROOT = Path(__file__).parent
 BUDGET = os.environ.setdefault("MSD_TEACH_BUDGET", "smoke")
@@ -45,18 +42,8 @@ def is_progress_bar(output: nbformat.NotebookNode) -> bool:
     return bool(re.search(r"\[\d+:\d\d[<,].*/s\]", output.get("data", {}).get("text/plain", "")))
 
 
-def with_palette(png: str) -> str:
-    """A third of the bytes of a base64 PNG: 256 colours, no channel off by more than 12 of 255 in any figure so far."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    palette = Image.alpha_composite(white, image).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-    buffer = io.BytesIO()
-    palette.save(buffer, "png", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop timestamps and progress bars, shrink pictures, put into cell metadata what Jupyter Book reads only there."""
+    """Drop timestamps and progress bars, and put into the cells' metadata what Jupyter Book reads only there."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -64,8 +51,6 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
         shown: dict = {}
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = with_palette(output.data["image/png"])
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 shown["image"] = {"alt": alt}

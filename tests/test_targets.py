@@ -134,10 +134,10 @@ def test_vsd_stands_still_where_the_particles_are_the_density():
     torch.testing.assert_close(target.value, x)
     pair = torch.tensor([[-0.1, 0.0], [0.1, 0.0]], dtype=torch.float64)
     flat = VSD(IdealDenoiser, annealed(constant(0.5)))
-    shifts = [flat(lambda z, s: pair.mean(0).expand_as(z), pair, 0.0, seeded(i)).value - pair for i in range(500)]
+    shifts = [flat(lambda z, sigma: pair.mean(0).expand_as(z), pair, 0.0, seeded(i)).value - pair for i in range(500)]
     apart = (torch.stack(shifts).mean(0)[:, 0] * torch.tensor([-1.0, 1.0])).sum()
     sds = SDS(annealed(constant(0.5)), unit_weight)
-    pulled = sds(lambda z, s: pair.mean(0).expand_as(z), pair, 0.0, seeded()).value - pair
+    pulled = sds(lambda z, sigma: pair.mean(0).expand_as(z), pair, 0.0, seeded()).value - pair
     assert apart > (pulled[:, 0] * torch.tensor([-1.0, 1.0])).sum()
 
 
