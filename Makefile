@@ -37,5 +37,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q torch hatchling editables -c constraints.txt
-	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e .[notebooks,book,dev]
+	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e .[notebooks,book,diffusion,dev]
 	touch $@

@@ -24,7 +24,8 @@ CORES = os.cpu_count() or 1
 
 # The kernels inherit these.
 os.environ["MSD_TEACH_STATIC"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+if WORKERS > 1:  # they share the cores: two kernels with two threads each thrash on two cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
 
 def fingerprint(chapter: Path) -> str:

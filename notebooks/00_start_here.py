@@ -203,10 +203,10 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 | chapter | you build | here? |
 |---|---|---|
 | 01 Climb a density by averaging | mean shift, its guarantee, its speed; the colours of a photograph | yes |
-| 02 the ideal denoiser | sampling from data without training anything | yes |
-| 03 score distillation | SDS, and what is wrong with it, in numbers | planned |
-| 04 product sampling | draws from density times kernel, against the exact answer | planned |
-| 05 a stable solver | exponential steps, stiffness, inversion | planned |
+| 02 Denoise without training anything | sampling from data without training anything | yes |
+| 03 Find out what score distillation does | SDS, and what is wrong with it, in numbers | yes |
+| 04 Sample the product of a density and a kernel | draws from density times kernel, against the exact answer | yes |
+| 05 Solve a stiff product flow | exponential steps, stiffness, clocks, inversion | yes |
 | 06 mean-shift distillation | the paper's algorithm, annealing, guidance | planned |
 | 07 a learned denoiser | a network in the place of the formula | planned |
 | 08 Stable Diffusion | the same sampler on a text-to-image model | planned |

@@ -29,19 +29,47 @@ import math
 import matplotlib.pyplot as plt
 import torch
 
-from msd_teach import ISM, MSD, SDI, SDS, VSD, IdealDenoiser, MeanShift, Target
-from msd_teach import checks, distill, eight_gaussians, figures, fractal, guided, karras_sigmas, pinwheel, sample, spiral
+from msd_teach import (
+    ISM,
+    MSD,
+    SDI,
+    SDS,
+    VSD,
+    IdealDenoiser,
+    MeanShift,
+    Target,
+    checks,
+    distill,
+    eight_gaussians,
+    figures,
+    fractal,
+    guided,
+    karras_sigmas,
+    pinwheel,
+    sample,
+    spiral,
+)
 from msd_teach.budget import pick
 from msd_teach.explore import distillation_canvas
 from msd_teach.landscape import interpolate, mean_shift_potential, sds_field, sds_potential, stationary_points
 from msd_teach.sampling import vp_sigma
-from msd_teach.schedules import annealed, chain_rule_weight, dreamfusion_weight, linear, literal_weight
-from msd_teach.schedules import uniform_sigma, uniform_time, unit_weight
+from msd_teach.schedules import (
+    annealed,
+    chain_rule_weight,
+    dreamfusion_weight,
+    linear,
+    literal_weight,
+    uniform_sigma,
+    uniform_time,
+    unit_weight,
+)
 
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")  # the paper's orange class; both together are fractal("AB")
 own = p.sample(20_000, generator=generator)
 entropy = -p.log_prob(own).mean().item()
+SIDE = pick(smoke=41, laptop=121)  # points a side of a lattice
+LEVELS = pick(smoke=16, laptop=64)  # noise levels in a quadrature over σ
 print(f"samples of p: mean −log p = {entropy:.2f} nats, standard deviation {own.std(0).mean():.2f} a coordinate")
 
 # %% [markdown]
@@ -162,9 +190,43 @@ assert deviation.abs().max() < 4.5
 
 # %% [markdown]
 r"""
+(M3.2) also tells how steep the landscape can be. Differentiate $x - D$: its Jacobian is $I - \operatorname{Cov}[y\mid z]/\sigma^2$ (exercise 2.4), and a covariance is not negative, so no curvature of $\mathcal L_\text{SDS}$ exceeds $\mathbb E[w]$. With
+DreamFusion's weight $w = \sigma/(1+\sigma^2) \le \tfrac12$. This settles an odd line in the paper.
+
+```{admonition} Erratum: Algorithm 1
+:class: warning
+
+It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1 \le -\tfrac12$ in every direction: it has no
+minimum at all, and every run leaves for infinity. The line was probably copied from Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
+```
+"""
+
+# %% tags=["check"]
+grid = figures.lattice(SIDE)
+expected = interpolate(sds_field(p, grid, levels=LEVELS).reshape(SIDE, SIDE, 2), 1.5)
+
+u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+mean_weight = dreamfusion_weight(uniform_time()(u, 0.0)).mean()
+inside = 0.9 * grid
+h = 0.01 * torch.eye(2, dtype=torch.float64)
+hessian = torch.stack([(expected(inside + e) - expected(inside - e)) / 0.02 for e in h], -1)
+curvatures = torch.linalg.eigvalsh((hessian + hessian.mT) / 2)
+print(f"curvature of L_SDS: {curvatures.min():.3f} to {curvatures.max():.3f}; bound E[w] = {mean_weight:.3f}")
+
+correct = printed = torch.tensor([[0.5, -0.2]], dtype=torch.float64)
+for _ in range(20):
+    correct, printed = correct - expected(correct), printed - (expected(printed) - printed)
+print(
+    f"20 steps of length 1: the update ends at |x| = {correct.norm():.2f}, Algorithm 1 as printed at {printed.norm():.0f}"
+)
+assert curvatures.max() < mean_weight + 2e-3
+assert printed.norm() > 100
+
+# %% [markdown]
+r"""
 ## A phantom
 
-Here is the fractal, with its twigs about 0.01 wide; its SDS landscape, with DreamFusion's weight and $t$ uniform on Stable Diffusion's schedule; and two landscapes of mean shift, $-\lambda^2\log p_\lambda$. Mean shift finds the *modes* of $p_\lambda$. For SDS, call a
+Here is the fractal, its trunk about 0.03 wide and its twigs 0.01; its SDS landscape, with DreamFusion's weight and $t$ uniform on Stable Diffusion's schedule; and two landscapes of mean shift, $-\lambda^2\log p_\lambda$. Mean shift finds the *modes* of $p_\lambda$. For SDS, call a
 minimum a **phantom mode** if $p$ is smaller there than at 99.9 % of its own samples.
 
 **Predict.** Where is the minimum of the SDS landscape, and how many are there?
@@ -172,7 +234,7 @@ minimum a **phantom mode** if $p$ is smaller there than at 99.9 % of its own sam
 
 
 # %%
-def minima(field, span=1.5, n=pick(smoke=41, laptop=121)):
+def minima(field, span=1.5, n=SIDE):
     """Minima (m, 2) of the potential whose gradient is `field`, interpolated from an n × n lattice."""
     smooth = interpolate(field(figures.lattice(n, span)).reshape(n, n, 2), span)
     found = stationary_points(smooth, span, n)
@@ -180,11 +242,11 @@ def minima(field, span=1.5, n=pick(smoke=41, laptop=121)):
 
 
 def is_phantom(mixture, x):
-    own = mixture.sample(20_000, generator=torch.Generator().manual_seed(0))
+    own = mixture.sample(pick(smoke=2000, laptop=20_000), generator=torch.Generator().manual_seed(0))
     return mixture.log_prob(x) < mixture.log_prob(own).quantile(0.001)
 
 
-def landscape(ax, potential, found, mixture, size=pick(smoke=41, laptop=121), span=1.5):
+def landscape(ax, potential, found, mixture, size=SIDE, span=1.5):
     """Contours of a potential, its real minima as white discs, its phantom modes as red crosses."""
     axis = torch.linspace(-span, span, size)
     level = (potential - potential.min()).sqrt().reshape(size, size)
@@ -196,12 +258,11 @@ def landscape(ax, potential, found, mixture, size=pick(smoke=41, laptop=121), sp
 
 
 # %%
-grid = figures.lattice(pick(smoke=41, laptop=121))
-found = minima(lambda x: sds_field(p, x))
+found = minima(lambda x: sds_field(p, x, levels=LEVELS))
 phantom = found[0]
 fig, axes = figures.planes(["density $p$", "$L_{SDS}$", "$L_{MS}$, λ = 0.2", "$L_{MS}$, λ = 0.03"], width=9.4)
 figures.density(axes[0], p)
-landscape(axes[1], sds_potential(p, grid), found, p)
+landscape(axes[1], sds_potential(p, grid, levels=LEVELS), found, p)
 for ax, bandwidth in zip(axes[2:], (0.2, 0.03), strict=True):
     modes = minima(lambda x, λ=bandwidth: x - p.denoise(x, λ))
     landscape(ax, mean_shift_potential(p, grid, bandwidth), modes, p)
@@ -217,7 +278,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-One minimum for the whole fractal, and it is a phantom: a point in a gap, $e^{20}$ times less likely than a typical sample. It lies a few thousandths from the **mean** of the data. The landscape has forgotten the branches.
+One minimum for the whole fractal, and it is a phantom: a point in a gap, more than $e^{20}$ times less likely than a typical sample. It lies a few thousandths from the **mean** of the data. The landscape has forgotten the branches.
 
 Does this depend on how $\sigma$ is drawn and weighed? The paper does not give its law. Two are natural in the plane, $\sigma$ uniform up to 5, and $t$ uniform on a variance-preserving schedule; with the four weights there are eight versions of "SDS". (M3.2) shows what can
 matter: level $\sigma$ counts with the share $w(\sigma)\,\sigma^2 \times$ its probability. Beside each minimum we print how much of this budget goes to noise larger than the data, $\sigma > 0.34$.
@@ -234,23 +295,21 @@ def eq_1_weight(sigma):
 laws = {"t uniform": uniform_time(), "σ uniform": uniform_sigma()}
 weights = {"DreamFusion": dreamfusion_weight, "chain rule": chain_rule_weight}
 weights |= {"Eq. 1: α": eq_1_weight, "Eq. 1: α²": literal_weight}
-u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-outcome = {}
 print(f"{'law':10} {'weight':12} {'σ > 0.34':>9} {'minima':>7} {'phantom':>8} {'−log p':>7} {'|x − mean|':>11}")
 for law_name, law in laws.items():
     for name, weight in weights.items():
-        x = minima(lambda x, law=law, w=weight: sds_field(p, x, law, w, levels=pick(smoke=16, laptop=64)), n=61)
+        x = minima(lambda x, law=law, w=weight: sds_field(p, x, law, w, levels=LEVELS), n=pick(smoke=31, laptop=61))
         σ = law(u, 0.0)
         budget = weight(σ) * σ**2
-        outcome[law_name, name] = nll = -p.log_prob(x).mean()
+        nll = -p.log_prob(x).mean()
         far = (x - p.weights @ p.means).norm(dim=-1).mean()
         share = budget[σ > 0.34].sum() / budget.sum()
         print(f"{law_name:10} {name:12} {share:9.1%} {len(x):7} {is_phantom(p, x).sum():8} {nll:7.1f} {far:11.3f}")
 
 # %% [markdown]
 r"""
-The law hardly matters; the weight does. With the usual weights, practically the whole budget is spent on noise that swallows the data, and both laws end at the same phantom. Only with the $1/\sigma$ of Eq. 1 do small levels get a say, and the minimum moves towards the trunk.
-The eight minima differ by more than twenty nats, so a table that says "SDS: 36" and not which of the eight is hard to compare with. The paper's text gives neither.
+The weight. With the usual one practically the whole budget is spent on noise that swallows the data, and it is all one how $\sigma$ is drawn. Only with the $1/\sigma$ of Eq. 1 do small levels get a few per cent; the minimum moves towards the trunk, and now the law matters, too.
+(The two last rows are good to about half a nat, since $1/\sigma$ makes the quadrature converge slowly.) The eight versions differ by more than twenty nats. A table that says "SDS" and a number is hard to compare with unless it says which of the eight.
 
 Is the fractal a malicious choice?
 
@@ -261,12 +320,12 @@ Is the fractal a malicious choice?
 others = {"pinwheel": pinwheel(), "eight Gaussians": eight_gaussians(), "spiral": spiral()}
 fig, axes = figures.planes(list(others), width=7.2)
 for ax, (name, mixture) in zip(axes, others.items(), strict=True):
-    x = minima(lambda x, mixture=mixture: sds_field(mixture, x, levels=32), n=61)
+    x = minima(lambda x, mixture=mixture: sds_field(mixture, x, levels=LEVELS // 2), n=61)
     phantom_here = is_phantom(mixture, x)
     figures.density(ax, mixture, pixels=200)
-    potential = sds_potential(mixture, figures.lattice(61), levels=32).reshape(61, 61)
+    potential = sds_potential(mixture, figures.lattice(61), levels=LEVELS // 2).reshape(61, 61)
     axis = torch.linspace(-1.5, 1.5, 61)
-    ax.contour(axis, axis, (potential - potential.min()).sqrt(), 10, colors=figures.ORANGE, linewidths=0.8)
+    ax.contour(axis, axis, (potential - potential.min()).sqrt(), 10, colors="0.45", linewidths=0.7)
     figures.points(ax, x[~phantom_here], "white", size=40, alpha=1, linewidths=1.2, edgecolors=figures.BLACK)
     figures.points(ax, x[phantom_here], figures.RED, "X", size=90, alpha=1, linewidths=0.8, edgecolors="white")
     usual = -mixture.log_prob(mixture.sample(4000, generator=generator)).mean()
@@ -330,7 +389,7 @@ for ax, blur, title in ((axes[0], 0, "mean shift, λ/a ="), (axes[1], 1, "SDS, �
         curve = two_masses(line, level, blur)
         ax.plot(line, curve - curve.min(), color=color, linestyle=style, label=f"{level}")
     ax.plot([-1, 1], [-0.02, -0.02], "^", color=figures.BLACK, markersize=7, clip_on=False, linestyle="")
-    ax.set(title=title, xlabel="x / a", ylim=(-0.02, 0.32))
+    ax.set(title=title, xlabel="x / a", ylim=(-0.02, 0.44))
     ax.legend(fontsize=8, loc="upper center", ncols=2, handlelength=2.6)
 axes[0].set_ylabel("potential above its minimum")
 ratios = torch.linspace(0.35, 1.6, 120)
@@ -398,7 +457,6 @@ def single_updates(method, denoise, x, n):
     return (torch.as_tensor(target.weight).reshape(-1, 1) * (stack - target.value)).reshape(n, *x.shape)
 
 
-expected = interpolate(sds_field(p, grid).reshape(*(2 * [math.isqrt(len(grid))]), 2), 1.5)
 road = [torch.tensor([[-1.0, 1.3]], dtype=torch.float64)]
 while (road[-1] - phantom).norm() > 0.01:
     road.append(road[-1] - 0.3 * expected(road[-1]))
@@ -415,11 +473,14 @@ for name, method in {"t uniform": SDS(), "σ uniform": SDS(sigma=uniform_sigma()
 # %%
 reach = (stops - phantom).norm(dim=-1)
 fig, (first, second, third) = plt.subplots(1, 3, figsize=(9.4, 3.1), width_ratios=(1, 1.1, 1.1))
-first.set(title="the road", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
+first.set(title="the road, and 25 targets", xlim=(-0.3, 1.1), ylim=(-0.3, 1.1), aspect="equal", xticks=[], yticks=[])
+first.spines[:].set(visible=True, color="0.8", linewidth=0.8)
 figures.density(first, p, pixels=160)
 first.plot(*road.T, color=figures.BLACK, linewidth=1.2, linestyle="-")
-figures.points(first, phantom[None], figures.RED, "X", size=80, alpha=1)
-figures.arrows(first, stops[4:5].repeat(12, 1), -2 * single_updates(SDS(), p.denoise, stops[4:5], 12)[:, 0], figures.RED)
+here = road[(gap < 0.35).nonzero()[0, 0]].repeat(25, 1)
+targets = SDS()(p.denoise, here, 0.0, torch.Generator().manual_seed(3)).value
+figures.arrows(first, here, targets - here, figures.RED, alpha=0.7)
+first.plot(*here[0], "o", color=figures.BLACK, markersize=5)
 for name, color, marker in (("t uniform", figures.RED, "s"), ("σ uniform", figures.ORANGE, "D")):
     second.semilogx(reach, wrong[name], marker=marker, color=color, linestyle="-", label=f"SDS, {name}")
     third.loglog(reach, noise[name], marker=marker, color=color, linestyle="-", label=f"SDS, {name}")
@@ -432,7 +493,7 @@ third.set(title="scatter / length of the mean update")
 second.legend(fontsize=8, loc="center left")
 figures.show(
     fig,
-    alt=f"Left, the road from a corner to the phantom with a dozen single updates as arrows. Middle, the share of steps that go backwards "
+    alt=f"Left, the road from a corner to the phantom with 25 SDS targets of one point on it as arrows, which point all over the data. Middle, the share of steps that go backwards "
     f"rises from {wrong['t uniform'][0]:.0%} far away to {wrong['t uniform'][-1]:.0%} near the minimum. Right, scatter over mean rises to {noise['t uniform'][-1]:.0f}.",
 )
 
@@ -449,7 +510,7 @@ pushed away from the origin. **The $-\epsilon$:** dropping it leaves the mean al
 """
 
 # %% tags=["check"]
-n = pick(smoke=500, laptop=4000)
+n = pick(smoke=300, laptop=2000)
 x = phantom.repeat(n, 1)
 sigma = uniform_time()(torch.rand(n, dtype=torch.float64, generator=generator), 0.0)[:, None]
 alpha, sigma_t = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
@@ -464,10 +525,18 @@ versions = {
 }
 for name, update in versions.items():
     error = update.std(0).norm() / n**0.5
-    print(f"{name:30} at the phantom: |mean| {update.mean(0).norm():.4f} ± {error:.4f}, variance {update.var(0).sum():.4f}")
+    print(
+        f"{name:30} at the phantom: |mean| {update.mean(0).norm():.4f} ± {error:.4f}, variance {update.var(0).sum():.4f}"
+    )
+for _ in range(4):  # without α the mean update is E[σ_t (αx − D)], which is zero where x = E[σ_t D]/E[σ_t α]
+    x = (sigma_t * D).mean(0) / (sigma_t * alpha).mean() + 0 * x
+    D = p.denoise(x + sigma * epsilon, sigma[:, 0])
+print(
+    f"without α the update vanishes near {x[0].numpy().round(2)}, {x[0].norm() / phantom.norm():.1f} times as far out"
+)
 ratio = versions["without −ε"].var(0).sum() / versions["Eq. 1"].var(0).sum()
-assert ratio > 20
-assert (versions["Eq. 1"].mean(0).norm() / versions["Section 4.1, without α and −ε"].mean(0).norm()) < 0.1
+assert ratio > 100
+assert x[0].norm() > 2 * phantom.norm()
 
 # %% [markdown]
 r"""
@@ -510,8 +579,7 @@ Everything in (M3.5) can be measured without a run: $H$ from the quadrature fiel
 """
 
 # %% tags=["check"]
-h = 0.02 * torch.eye(2, dtype=torch.float64)
-H = torch.stack([(expected(phantom[None] + e) - expected(phantom[None] - e))[0] / 0.04 for e in h])
+H = torch.stack([(expected(phantom[None] + e) - expected(phantom[None] - e))[0] / 0.02 for e in h])
 C = single_updates(SDS(), p.denoise, phantom[None], pick(smoke=500, laptop=4000))[:, 0].T.cov()
 data = p.sample(pick(smoke=500, laptop=3000, gpu=10_000), generator=generator)
 denoise = IdealDenoiser(data)
@@ -540,9 +608,9 @@ def run(method, x, steps=150, denoise=denoise, seed=1):
     x = x.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.08)
     states = [x.detach().clone()]
-    for info in distill(lambda _: x, optimizer, denoise, method, steps, generator=torch.Generator().manual_seed(seed)):
+    for _info in distill(lambda _: x, optimizer, denoise, method, steps, generator=torch.Generator().manual_seed(seed)):
         states.append(x.detach().clone())
-    return torch.stack(states), info.calls
+    return torch.stack(states), _info.calls
 
 
 def expected_sds(denoise, x, progress, generator):
@@ -553,12 +621,12 @@ def expected_sds(denoise, x, progress, generator):
 # %%
 bandwidth = linear(0.316 / math.sqrt(2), 0.003)  # the paper's 0.316 as a standard deviation
 start = figures.lattice(pick(smoke=5, laptop=11))
-steps = pick(smoke=60, laptop=300)
+steps = pick(smoke=40, laptop=300)
 long_runs = {
     "SDS, 1 sample": SDS(),
     "SDS, 16 samples": SDS(samples=16),
     "SDS, expected": expected_sds,
-    "mean shift, λ falls": MeanShift(bandwidth),
+    "mean shift, λ = 0.1": MeanShift(linear(0.1, 0.1)),
 }
 fig, ax = plt.subplots(figsize=(6.6, 3.4))
 late = {}
@@ -573,28 +641,40 @@ ax.legend(fontsize=9, loc="lower left")
 figures.show(
     fig,
     alt=f"Median distance that points move in ten Adam steps, over {steps} steps, log scale. SDS with one sample levels off near {late['SDS, 1 sample']:.2f}, with "
-    f"16 samples near {late['SDS, 16 samples']:.2f}. The expected SDS field decays towards zero, mean shift falls with its bandwidth.",
+    f"16 samples near {late['SDS, 16 samples']:.2f}. The expected SDS field and mean shift, both without noise, decay by many orders of magnitude.",
 )
 
 # %% [markdown]
 r"""
-TODO explain drift.
+A run of SDS ends when you stop it. After fifty steps nothing changes any more but the noise, and a plot of the loss would not tell you. The two runs without noise converge, both at the pace of Adam, so the restlessness is not the optimiser's. Sixteen samples help, but by less than four: Adam divides by $\sqrt v$, and where the noise is four times smaller the effective step is longer.
+
+The dash-dotted curve is the one to remember. Take all the noise out of SDS, and it converges quickly and reliably, to the phantom. Variance can be bought off with samples. The bias stays.
 
 ## Break it: begin with the answer
 
 **Predict.** Start SDS on *samples of p*. It has nothing to improve. What does it do with them, and how soon?
 """
 
+
 # %% tags=["break-it"]
+def close_up(ax, x):
+    """Shows class A alone, with the mean −log p of points x in the corner."""
+    ax.set(xlim=(-0.7, 1.5), ylim=(-0.65, 1.55))
+    figures.density(ax, p, pixels=160)
+    score = f"mean −log p = {-p.log_prob(x).mean():.1f}".replace("-", "−")
+    ax.text(0.04, 0.03, score, transform=ax.transAxes, fontsize=9)
+
+
 samples = p.sample(pick(smoke=60, laptop=400), generator=generator)
 ruined, _ = run(SDS(), samples)
 kept, _ = run(MeanShift(linear(0.03, 0.003)), samples)
-fig, axes = figures.planes(["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ: 0.03 → 0.003"], width=9.4)
+fig, axes = figures.planes(
+    ["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ: 0.03 → 0.003"], width=9.4
+)
 views = ((samples, figures.BLACK), (ruined[10], figures.RED), (ruined[-1], figures.RED), (kept[-1], figures.BLUE))
 for ax, (x, color), marker in zip(axes, views, "osso", strict=True):
-    figures.density(ax, p, pixels=160)
+    close_up(ax, x)
     figures.points(ax, x, color, marker, size=7)
-    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(x).mean():.2f}", transform=ax.transAxes, fontsize=9)
 figures.show(
     fig,
     alt="Samples of the fractal, and the same points after 10 and 150 Adam steps of SDS, which sweeps them off the branches into a "
@@ -603,7 +683,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-TODO.
+Ten steps are enough to lose every branch. A method whose update vanishes at good points would have left them alone; the one on the right moves points only along the branches, to the next local summit.
 
 ## Break it: more guidance
 
@@ -613,29 +693,48 @@ DreamFusion's answer to all this was guidance with $s = 100$. Guided scores are 
 """
 
 # %% tags=["break-it"]
-both = fractal("AB")
+both, σ = fractal("AB"), uniform_time()(u, 0.0)
 n, span = pick(smoke=41, laptop=101), 3.0
 lattice = figures.lattice(n, span)
-F_A, F_AB = (sds_field(mixture, lattice, levels=32).reshape(n, n, 2) for mixture in (p, both))
-fig, (ax,) = figures.planes(["phantom of guided SDS"], span=span, width=4.4)
+F_A, F_AB = (sds_field(mixture, lattice, levels=LEVELS // 2).reshape(n, n, 2) for mixture in (p, both))
+fig, (ax,) = figures.planes(["minimum of guided SDS"], width=4.2)
+ax.set(xlim=(-0.8, 3.5), ylim=(-0.8, 3.5))
 figures.density(ax, p, pixels=200)
+track, parabola = [], []
+k = [
+    (dreamfusion_weight(σ) * σ**2 / (σ**2 + mixture.sample(4000, generator=generator).var(0).mean())).mean()
+    for mixture in (p, both)
+]
+μ = [mixture.weights @ mixture.means for mixture in (p, both)]
 for s in (1, 2, 4, 7.5, 20):
     found = stationary_points(interpolate(s * F_A - (s - 1) * F_AB, span), span, n)
     x = found.points[found.downhill == 0]
-    figures.points(ax, x, figures.RED, "X", size=70, alpha=1)
-    ax.annotate(f"s = {s:g}", x[0].tolist(), (8, -4), textcoords="offset points", fontsize=9)
-    print(f"s = {s:4g}: {len(x)} minimum at {x[0].numpy().round(2)}, −log p = {-p.log_prob(x[0]):.0f}")
+    track.append(x[0])
+    parabola.append((s * k[0] * μ[0] - (s - 1) * k[1] * μ[1]) / (s * k[0] - (s - 1) * k[1]))
+    ax.annotate(f"s = {s:g}", x[0].tolist(), (9, -9), textcoords="offset points", fontsize=9)
+    print(
+        f"s = {s:4g}: {len(x)} minimum at {x[0].numpy().round(2)}, parabola {parabola[-1].numpy().round(2)}, −log p = {-p.log_prob(x[0]):.0f}"
+    )
+figures.points(ax, torch.stack(parabola), "none", size=130, alpha=1, linewidths=1, edgecolors=figures.BLACK)
+ax.plot(*torch.stack(track).T, color=figures.RED, linewidth=1, linestyle="--")
+figures.points(ax, torch.stack(track), figures.RED, "X", size=80, alpha=1, linewidths=0.8, edgecolors="white")
 figures.show(
     fig,
     alt="The fractal's class A in the upper right of a plane, and the minimum of the guided SDS potential for five guidance "
-    "scales. With growing scale it leaves the density along the diagonal and is far outside at s = 20.",
+    "scales, red crosses in circles that show the prediction. It leaves the density along the diagonal, far outside at s = 20.",
 )
 
 # %% [markdown]
 r"""
-TODO.
+Away from the other class, and right out of its own. Guidance cures nothing here; it turns one phantom into another. The circles come from (M3.3) alone: with its two stiffnesses, $k = \mathbb E[w\sigma^2/(\sigma^2+s_{\text{data}}^2)]$ for each density, the guided parabola has its minimum at
 
-## Seven other targets
+$$
+x^* = \frac{s\,k_A\,\mu_A - (s-1)\,k_{AB}\,\mu_{AB}}{s\,k_A - (s-1)\,k_{AB}}. \tag{M3.6}
+$$
+
+Means and variances of two classes explain the whole walk; not one branch of the fractal comes into it. On images such an overshoot shows as oversaturated colours.
+
+## Seven targets, one loop
 
 | method | target | drawn anew in each step | calls |
 |---|---|---|---|
@@ -647,9 +746,12 @@ TODO.
 | mean shift | $D(x; \lambda_k)$ | nothing | 1 |
 | MSD {cite}`thamizharasan2025msd` | a sample of $p(y)\,\mathcal N(y; x, \lambda_k^2 I)$ | $n$ | a sampler's |
 
-TODO
+They differ in what noise they add to $x$ before they ask the denoiser. SDS adds fresh noise. SDI looks for the noise that *would have led* to $x$, by inverting the flow of chapter 02, and lets $\sigma$ fall to 0.7, where the authors' code stops. ISM compares two points of an inverted path. VSD subtracts what a second
+denoiser says, one that knows the distribution of the current points; on images that takes a trained network, here it is `IdealDenoiser(x)`. Mean shift adds none. MSD follows in chapters 04 to 06; take it as a black box that draws a point of $p$ near $x$.
 
-**Predict.** Rank them by mean $-\log p$.
+One row is there for honesty. **SDS, annealed** is plain SDS whose noise level follows the very schedule of $\lambda$ that mean shift and MSD use. What it achieves is due to the annealing, and not to mean shift.
+
+All get the same start, the same Adam, the same $D^*$. **Predict.** Rank them by mean $-\log p$.
 """
 
 # %%
@@ -677,42 +779,47 @@ print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {ow
 
 # %%
 fig, axes = figures.planes(list(methods), rows=2, width=9.4)
-for ax, (name, x), color, marker in zip(
-    axes, ends.items(), figures.PALETTE + figures.PALETTE, figures.MARKERS + figures.MARKERS, strict=False
-):
-    figures.density(ax, p, pixels=160)
-    figures.points(ax, x, color, marker, size=12, alpha=0.8, linewidths=0.3, edgecolors="white")
-    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(x).mean():.1f}", transform=ax.transAxes, fontsize=9)
+for ax, x, color in zip(axes, ends.values(), 2 * (figures.RED, figures.BLUE, figures.GREEN, figures.PINK), strict=True):
+    close_up(ax, x)
+    figures.points(ax, x, color, size=9, alpha=0.75)
 figures.show(
     fig,
-    alt="End points of eight distillation methods from the same grid of starts, over the fractal.",
+    alt="End points of eight methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in "
+    "another gap. VSD: as wide as the data, blurred. ISM near the trunk, some astray. Annealed SDS, mean shift and MSD on the trunk.",
 )
 
 # %% [markdown]
 r"""
-TODO.
+Read the table from the end. **Mean shift** gathers everything on the densest spot of the trunk, without a single random number, with one call a step. **MSD** does nearly the same with noise and 17 calls. And **annealed SDS** does what MSD does with one call. On this density, with these settings, the decisive step from "SDS" to "MSD" is not the product sampler; it is letting the noise level fall to the scale of the twigs. Chapter 06 looks for the places where more is true.
+
+All three score far below the samples of $p$. They should: they seek modes, and a mode is more likely than a sample. It also means that the variety is gone, as the spread shows.
+
+**VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments. **ISM** mostly finds the trunk; two points of one path agree in most of what is random.
+
+**SDI** lands in the void, very reliably. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. Its settings come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by this panel.
 
 ## Figure 1 of the paper
+
+The paper's first figure: (a) the density with two classes, (b) DDIM with 32 steps and guidance, (c) SDS and (d) MSD, both without guidance, 150 Adam steps at rate 0.08. The paper's guidance $w = 4$ in the form of Eq. 13 is our $s = 5$; the code of the original toy uses $s = 4$ {cite}`karras2024guiding`. We give both. For SDS and MSD we show single samples, and as
+crosses the limit of infinitely many, which the paper's 1000 approach: the quadrature field for SDS, and mean shift for MSD.
 """
 
 # %%
-start = figures.lattice(pick(smoke=6, laptop=21))
 z = 5 * torch.randn(len(start), 2, dtype=torch.float64, generator=generator)
 levels = karras_sigmas(32, 0.002, 5.0)
 ddim = {}
 for s in (1, 4, 5):
     *_, ddim[s] = sample(guided(p.denoise, both.denoise, s), z, levels, solver="euler")
-limit, _ = run(expected_sds, start)
-shift, _ = run(MeanShift(bandwidth), start)
+limit = run(expected_sds, start)[0][-1]
 rows = {
     "(a) samples of p": own[: len(start)],
     "(b) DDIM-32, s = 4": ddim[4],
     "    DDIM-32, s = 5 (w = 4)": ddim[5],
     "    DDIM-32, unguided": ddim[1],
     "(c) SDS, 1 sample": ends["SDS, t uniform"],
-    "    SDS, expected": limit[-1],
+    "    SDS, expected": limit,
     "(d) MSD, 1 sample": ends["MSD, exact"],
-    "    MSD, expected": shift[-1],
+    "    MSD, expected": ends["mean shift"],
 }
 for name, x in rows.items():
     nll = -p.log_prob(x)
@@ -726,41 +833,71 @@ for ax in axes:
     figures.points(ax, other, "0.7", marker="+", size=12, linewidths=0.6, alpha=1)
     figures.points(ax, own[:1500], figures.ORANGE, size=5 if ax is axes[0] else 3, alpha=0.8 if ax is axes[0] else 0.3)
 figures.points(axes[1], ddim[4], figures.BLUE, "^", size=14)
-for ax, one, mean in ((axes[2], "SDS, t uniform", limit), (axes[3], "MSD, exact", shift)):
-    figures.points(ax, ends[one], figures.BLUE, "^", size=14)
-    figures.points(ax, mean[-1], figures.BLACK, "X", size=45, alpha=1, linewidths=0.5, edgecolors="white")
+for ax, one, mean in ((axes[2], "SDS, t uniform", limit), (axes[3], "MSD, exact", ends["mean shift"])):
+    figures.points(ax, ends[one], figures.BLUE, "^", size=14, label="one sample a step")
+    figures.points(ax, mean, figures.BLACK, "X", 45, alpha=1, linewidths=0.5, edgecolors="white", label="expected")
+    ax.legend(loc="upper left", fontsize=8, handletextpad=0.1, borderpad=0.1)
 for ax, name in zip(axes, [key for key in rows if key[0] == "("], strict=True):
-    ax.text(0.04, 0.04, f"mean −log p {-p.log_prob(rows[name]).mean():.2f}", transform=ax.transAxes, fontsize=9)
+    score = f"mean −log p = {-p.log_prob(rows[name]).mean():.2f}".replace("-", "−")
+    ax.text(0.04, 0.04, score, transform=ax.transAxes, fontsize=9)
 figures.show(
     fig,
-    alt="Four panels of the fractal with both classes, as in the paper.",
+    alt="The paper's Figure 1. (a) A tree of two classes, orange dots and grey crosses. (b) Guided DDIM samples fill the outer orange "
+    "branches and leave out others. (c) SDS points form a blob in a gap around the expected end. (d) MSD points lie on the orange trunk.",
 )
 
 # %% [markdown]
 r"""
-TODO
+(c) is confirmed. In the paper's Table 2 the ideal denoiser's SDS has 36 nats; here it is about 22, and nearer 30 for single samples with the weight of Eq. 1. (b) is confirmed, with a remark: guidance drops whole branches, and its score is *worse* than that of the unguided sampler, since it crowds the thin outer twigs and overshoots some. The paper's −1.85 for DDIM lies below the entropy, as chapter 02 noticed.
 
-```{admonition} Erratum: Algorithm 1
-:class: warning
+(d) differs in kind. MSD is on the density, as promised, and its score beats the paper's −1.32. But its points gather on the trunk, while the paper's still cover a third of the density (recall 0.33). The reason is in the bandwidth: at the first λ, 0.22 as a standard deviation, the fractal has a single mode, and 150 steps of Adam are plenty to get there. Which reading of the paper's sampler would spread them is a question for chapters 05 and 06.
 
-TODO
-```
+## Play with it
+
+The canvas computes everything in your browser. A press restarts.
+
+**Predict.** Choose SDS and switch the annealing off. At which σ do the points leave the twigs for the gap? Then switch it on: does it end like MSD?
 """
 
-# %% tags=["check"]
-print("TODO")
-assert True
+# %%
+distillation_canvas(p)
+
+# %% [markdown]
+r"""
+One level at a time, by quadrature:
+"""
 
 # %%
-distillation_canvas(fractal())
+for level in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6):
+    law = annealed(linear(level, level))
+    sds = minima(lambda x, law=law: sds_field(p, x, law, unit_weight, levels=1))
+    modes = minima(lambda x, λ=level: x - p.denoise(x, λ))
+    print(f"SDS at σ = {level:4}: −log p at its minimum {-p.log_prob(sds).mean():6.2f}", end=";   ")
+    print(f"mean shift at λ = {level:4}: {-p.log_prob(modes).mean():6.2f}")
+
+# %% [markdown]
+r"""
+Between 0.2 and 0.3 the minimum of SDS leaves the trunk for the gap, long before mean shift does with the same number as its bandwidth. This is (M3.4) at work on a real tree, and it is why annealing repairs so much: below a fifth, SDS is a mode seeker.
+"""
+
+# %% [markdown]
+r"""
+### Open task 3 · The best SDS there is
+
+(M3.2) leaves two functions free, the law of $\sigma$ and the weight; only their product with $\sigma^2$ matters. Find the one whose minima on the fractal are closest to the modes of $p_{0.03}$, all ten of them, without annealing. Is there a law which keeps them and still pulls a point in from the corner of the plane in 150 steps? What does it cost in variance? And what would VSD do with your law?
+"""
 
 # %% [markdown]
 r"""
 ## Take-aways
 
-- TODO
+- SDS pulls $x$ towards $D(x + \sigma n; \sigma)$. Its recipes differ in the law of $\sigma$ and in one weight, and the weight decides more.
+- It descends $-\mathbb E[w\sigma^2\log p_\sigma(x + \sigma n)]$: a blur, a logarithm, another blur. Two modes at $\pm a$ merge at $\sigma = 0.685\,a$, where mean shift still tells them apart.
+- With the usual weights the minimum is near the mean of the data. Where the density has a gap there, it is a phantom mode. Guidance moves it; it does not bring it back.
+- Far away SDS steps are nearly all right; near the end they are as good as a coin. The cloud that remains is predicted by a linear recursion.
+- More samples remove the variance, not the bias. Annealing the noise level removes most of the bias.
 
 ## What's next
 
-TODO
+Mean shift looked unbeatable here, because our denoiser is exact. A network's denoiser has never seen an $x$ without noise. The paper's answer is to *sample* near $x$ instead of asking at $x$. Chapter 04 derives the density to sample from, and how to do it without error.
 """

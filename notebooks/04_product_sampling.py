@@ -12,7 +12,7 @@ r"""
 
 You will build a sampler that draws from a diffusion model *near a point of your choice*, hold the paper's sampler and an exact one against a closed form, and find out when it is worth drawing samples at all.
 
-*Hardware:* any laptop. *Time:* not yet measured, 90 minutes of reading and exercises. *Before this:* chapters 01 and 02; chapter 03 helps, but is not needed.
+*Hardware:* any laptop. *Time:* about a minute of computing on two CPU cores at `laptop`, seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02; chapter 03 helps, but is not needed.
 
 ## What you'll learn
 
@@ -46,6 +46,8 @@ from msd_teach.budget import pick
 
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")
+looks = {"truth": (figures.BLACK, "o"), "exact": (figures.GREEN, "^")}
+looks |= {"exponential": (figures.RED, "s"), "explicit": (figures.ORANGE, "v")}
 
 # %% [markdown]
 r"""
@@ -137,7 +139,7 @@ $$
 N \;\to\; \frac{d}{2\,\delta^2\,|\nabla\log p|^2\,p(x)}\; \lambda^{-2}\,(4\pi\lambda^2)^{-d/2} \;\propto\; \lambda^{-(d+2)}, \tag{M4.3}
 $$
 
-for a relative error δ. In the gap there is no power law but a wall: $p(x)$ itself is in the denominator, and it is nearly zero. And look at the squares in the middle panel that stay at "one sample": the *estimated* effective size cannot fall below one, and so looks best where the estimate is worst. It has found the nearest sample and sees nothing else.
+for a relative error δ. In the gap there is no power law but a wall: $p(x)$ itself is in the denominator, and it is nearly zero. And look at the markers in the middle panel that leave their curve and stay near "one sample": the *estimated* effective size cannot fall below one, and so looks best where the estimate is worst. It has found the nearest sample and sees nothing else.
 """
 
 # %% tags=["check"]
@@ -161,7 +163,7 @@ for λ in (0.3, 0.1):
 
 # %% [markdown]
 r"""
-The dimension sits in the exponent. Exercise 4.1 asks for the share when $p = \mathcal N(0, I)$ and $x$ is in the best place there is, the centre. For the 16 384 numbers of a Stable Diffusion latent the answer has thousands of zeros behind the point. The paper is right to look elsewhere.
+The dimension sits in the exponent. Exercise 4.1 asks for the share when $p = \mathcal N(0, I)$ and $x$ is in the best place there is, the centre. For the 16 384 numbers of a Stable Diffusion latent the answer has more than a thousand zeros behind the point, even at λ = 1. The paper is right to look elsewhere.
 
 ### Exercise 4.1 · The price of dimension (★★, 15 min)
 
@@ -226,8 +228,8 @@ for ax, λ in zip(axes, shown, strict=True):
     q, x = p.product(queries["gap"], λ), queries["gap"]
     figures.density(ax, q, pixels=160)
     figures.points(ax, drawn[:8000], figures.SKY, size=1.2, alpha=0.35, zorder=1)
-    ax.plot(*(x[:, None] + λ * circle), color=figures.RED, linewidth=1, linestyle="--")
-    ax.plot(*x, "s", color=figures.RED, markersize=6)
+    ax.plot(*(x[:, None] + λ * circle), color=figures.PINK, linewidth=1.3, linestyle="--")
+    ax.plot(*x, "*", color=figures.PINK, markersize=11, markeredgecolor="white")
     ax.plot(*p.denoise(x, λ), "D", color=figures.BLUE, markersize=6)
 figures.show(
     fig,
@@ -272,7 +274,7 @@ The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away*
 
 ```{admonition} Erratum: Eq. 12
 :class: warning
-The paper prints $\hat\epsilon_t = \epsilon_\theta - (x - z_t)/\lambda^2$. But $\epsilon_\theta = -\sigma\,\nabla\log p_\sigma$ is a score times $-\sigma$, so the kernel's score needs the same factor before it may be added: $\hat\epsilon = \epsilon_\theta - \sigma\,(x - z)/\lambda^2$. (Here the printed sign is right, given the wrong one in Eq. 9.)
+The paper prints $\hat\epsilon_t = \epsilon_\theta - (x - z_t)/\lambda^2$. But $\epsilon_\theta = -\sigma\,\nabla\log p_\sigma$ is a score times $-\sigma$, so the kernel's score needs the same factor before it may be added: $\hat\epsilon = \epsilon_\theta - \sigma\,(x - z)/\lambda^2$. The printed sign is the right one, and contradicts Eq. 9.
 ```
 
 Put the sum into the probability-flow ODE of chapter 02, $\mathrm dz/\mathrm d\sigma = -\sigma \cdot \text{score}$:
@@ -307,7 +309,8 @@ clouds = {"truth, in closed form": truth.sample(n, generator=generator)}
 # %%
 mean, variance = moments(truth)
 fig, axes = figures.planes(list(clouds), width=10)
-for ax, (name, cloud), color, marker in zip(axes, clouds.items(), figures.PALETTE, figures.MARKERS, strict=False):
+for ax, (name, cloud) in zip(axes, clouds.items(), strict=True):
+    color, marker = looks[name.split(",")[0]]
     ax.set(xlim=(-0.15, 1.35), ylim=(-0.2, 1.3))
     figures.density(ax, truth, pixels=160)
     figures.points(ax, cloud, color, marker, size=6 if cloud.var(0).sum() > 1e-6 else 60, alpha=0.8)
@@ -324,7 +327,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Not narrow: *one point*. Every draw of noise ends in the same place, to all digits, and it is not the mean (the cross). The first method explodes and the other two agree on something that is no sample at all. So the solver is not at fault, the equation is.
+Not narrow: *one point*. Every draw of noise ends in the same place, to all digits, and it is not the mean (the cross). The first method explodes, and the other two agree on something that is no sample at all. So the solver is not at fault, the equation is. (That the spots of the two stable samplers differ a little is the error of their steps.)
 
 ### Why it must collapse
 
@@ -497,15 +500,14 @@ titles = [f"{name}, {place}" for place in ("in the gap", "outside") for name in 
 fig, axes = figures.planes(titles, rows=2, width=8.4)
 for row, (x, λ) in enumerate(((queries["gap"], 0.2), (outside, 0.2))):
     q = p.product(x, λ)
-    clouds = [q.sample(n, generator=generator)]
+    clouds = {"truth": q.sample(n, generator=generator)}
     for kernel in ("exact", "exponential"):
-        *_, y = sample_product(p.denoise, x.expand(n, 2), λ, karras, kernel, generator=generator)
-        clouds.append(y)
-    for ax, cloud, color, marker in zip(axes[3 * row :], clouds, figures.PALETTE, figures.MARKERS, strict=False):
-        centre = p.denoise(x, λ)
+        *_, clouds[kernel] = sample_product(p.denoise, x.expand(n, 2), λ, karras, kernel, generator=generator)
+    centre = p.denoise(x, λ)
+    for ax, (name, cloud) in zip(axes[3 * row :], clouds.items(), strict=False):
         ax.set(xlim=centre[0] + torch.tensor([-0.5, 0.5]), ylim=centre[1] + torch.tensor([-0.5, 0.5]))
         figures.density(ax, q, pixels=160)
-        figures.points(ax, cloud, color, marker, size=5 if cloud.var(0).sum() > 1e-6 else 60)
+        figures.points(ax, cloud, *looks[name], size=8 if cloud.var(0).sum() > 1e-6 else 60)
         ax.plot(*x, "*", color=figures.PINK, markersize=11, markeredgecolor="white", zorder=5)
         ax.plot(*centre, "+", color=figures.BLACK, markersize=11, markeredgewidth=1.5, zorder=5)
 figures.show(
@@ -568,14 +570,20 @@ exact_mmd = [row[2] for (_, _, kernel), row in table.items() if kernel == "exact
 sum_mmd = [row[2] for (_, _, kernel), row in table.items() if kernel == "exponential"]
 print(f"spread of the exact sampler: {min(exact_spread):.2f} to {max(exact_spread):.2f} of the true one")
 print(f"MMD²: exact at most {max(exact_mmd):.4f}, sum of scores at least {min(sum_mmd):.3f}")
+x, λ = places["on"], 0.1
+m = p.denoise(x, λ) - x
+for steps in (32, 512):
+    *_, y = sample_product(p.denoise, x, λ, karras_sigmas(steps, 0.002, 5.0), "exponential", generator=generator)
+    off = ((y - x - m).norm(dim=-1) / m.norm(dim=-1)).median()
+    print(f"sum of scores on the data, λ = 0.1, {steps:3} steps: median error {off:.2f} |m|")
 assert all(abs(spread - 1) < pick(smoke=0.35, laptop=0.15) for spread in exact_spread)
 assert max(exact_mmd) < min(sum_mmd) / 5
 
 # %% [markdown]
 r"""
-The exact sampler cannot be told from the truth in any column. The sum of scores has no spread at all, and its mean is off by a fifth to a half of the step. As a sampler it fails.
+The exact sampler cannot be told from the truth in any column. (In the picture, 32 steps leave a little dust beside the branches.) The sum of scores has no spread at all, and ends beside the mean by a good part of the step. Sixteen times as many steps change little: the bias is the equation's. As a sampler it fails.
 
-Now read the last column, which says something kinder. On the data, an honest draw misses the mean by several times $|m|$: most of it is scatter. The collapsed point misses by less than half of $|m|$, because a bias without scatter is all it has. It is no sample, but it is a *deterministic approximation of mean shift*, and that is why it works as a gradient. Off the data the order is reversed: there the honest scatter is small and the bias stays.
+Now read the last column, which says something kinder. On the data, an honest draw misses the mean by several times $|m|$: most of it is scatter. The collapsed point misses by less than half of $|m|$, because a bias without scatter is all it has. It is no sample, but it is a *deterministic approximation of mean shift*, and that is why it works as a gradient. Off the data the two come close, and for a small λ the order is reversed: there the honest scatter is small and the bias stays.
 
 ## Break it: forget where to start
 
@@ -654,10 +662,10 @@ levels = torch.logspace(-3, 0.3, 24, dtype=torch.float64).tolist()
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6))
-for (name, error), color, marker in zip(errors.items(), (figures.BLUE, figures.SKY, figures.RED), "o^s", strict=True):
+for (name, error), color, marker in zip(errors.items(), (figures.GREEN, figures.SKY, figures.RED), "^vs", strict=True):
     left.loglog(calls[name], error, marker=marker, color=color, linestyle="-", label=name)
-left.plot(1, 2e-3, "*", color=figures.GREEN, markersize=15)
-left.annotate("one call of D(x; λ):\nerror 0", (1, 2e-3), (1.6, 3e-3), color=figures.GREEN)
+left.plot(1, 2e-3, "D", color=figures.BLUE, markersize=9)
+left.annotate("one call of D(x; λ):\nerror 0", (1, 2e-3), (1.8, 2e-3), color=figures.BLUE, va="center")
 left.set(
     title="trunk, λ = 0.1",
     xlabel="denoiser calls for each estimate",
@@ -808,10 +816,10 @@ left.set(title=f"samples at s = {high:.3g}", xlabel="y", xlim=(-0.5, 2.1), ylim=
 left.legend(fontsize=8, loc="upper right")
 right.fill_between(scales, means - widths, means + widths, color="0.85", linewidth=0)
 right.plot(scales, means, color=figures.BLACK, linestyle="--", label="wanted, ± spread")
-for (name, y), color, marker in zip(drawn_by.items(), (figures.GREEN, figures.RED), ("^", "s"), strict=True):
-    style = {"color": color, "marker": marker, "linestyle": "-", "markersize": 4, "capsize": 2}
+for name, y in drawn_by.items():
+    style = dict(zip(("color", "marker"), looks[name], strict=True)) | {"linestyle": "-", "markersize": 4, "capsize": 2}
     right.errorbar(scales, y.mean(1), y.std(1), label=f"{name} sampler", **style)
-right.plot(scales, single, color=figures.BLUE, marker="o", markersize=4, linestyle="-", label="one call $D_g(x; λ)$")
+right.plot(scales, single, color=figures.BLUE, marker="D", markersize=4, linestyle="-", label="one call $D_g(x; λ)$")
 right.set(title="where each one goes", xlabel="guidance scale s", ylabel="y", ylim=(-1.9, 1.2))
 right.legend(fontsize=8, loc="lower left")
 figures.show(
@@ -867,7 +875,7 @@ for kernel in ("exact", "exponential"):
     *_, clouds[kernel] = sample_product(strong, x.expand(n // 2, 2), λ, karras, kernel, generator=generator)
 
 # %%
-fig, axes = figures.planes(["wanted", "exact (triangles), one call (dot)", "exponential"], width=8.8)
+fig, axes = figures.planes(["wanted", "exact (triangles), one call (diamond)", "exponential"], width=8.8)
 backdrop = both.sample(6000, generator=torch.Generator().manual_seed(1))
 for ax in axes:
     ax.set(xlim=(x[0] - 0.8, x[0] + 0.8), ylim=(x[1] - 0.8, x[1] + 0.8))
@@ -878,7 +886,7 @@ image = (log_wanted - log_wanted.max()).exp().sqrt().reshape(side, side).T
 extent = (*axes[0].get_xlim(), *axes[0].get_ylim())
 axes[0].imshow(image, origin="lower", extent=extent, cmap=figures.INK, zorder=0, interpolation="bilinear")
 figures.points(axes[1], clouds["exact"], figures.GREEN, "^", size=7)
-axes[1].plot(*strong(x[None], λ)[0], "o", color=figures.BLUE, markersize=8, zorder=6)
+axes[1].plot(*strong(x[None], λ)[0], "D", color=figures.BLUE, markersize=8, zorder=6)
 figures.points(axes[2], clouds["exponential"], figures.RED, "s", size=70, alpha=1)
 for name, y in (("one call", strong(x[None], λ)), *clouds.items()):
     print(f"{name:12}: its mean is {(y.mean(0) - goal).norm():.3f} away from the wanted mean")
@@ -926,8 +934,8 @@ for place, λ, s in itertools.product(places, (0.3, 0.1), (2.0, 7.5)):
 
 # %% [markdown]
 r"""
-The picture is not simple. On the data, at the small bandwidth and with mild guidance, one call is still excellent: within λ of $x$ there is only one class, and $D_c$ and $D_u$ agree. Off the data, which is where a distillation *starts*, strong guidance throws it several times too far. The exact sampler limits the damage without repairing it. And the collapsed sampler of the paper, whose bias we have proved, has the smallest error of all there,
-since staying too close to $x$ is what an overshooting guide needs.
+The picture is not simple. With mild guidance the exact sampler has the smallest bias on the data, and one call is still a usable step. With strong guidance, one call is off by a multiple of the step it should take, and most of all off the data, which is where a distillation *starts*. There the exact sampler limits the damage without repairing it, and the collapsed sampler of the paper, whose bias we have proved, has the smallest error of all:
+staying too close to $x$ is what an overshooting guide needs.
 
 A distillation should not ask which estimator is best, but when. Chapter 06 lets all of them run.
 
@@ -946,7 +954,7 @@ next to the exact sampler's. Is there any λ, or any guidance scale, where you w
 - $q_\lambda \propto p\cdot\mathcal N(x,\lambda^2I)$ has the mean $D(x;\lambda)$ and the covariance $\lambda^2\,\partial D/\partial x$, for any density.
 - The noisy score plus the clean kernel's score is not the score of the noised product. Its flow shrinks all randomness by $e^{-\sigma_{\max}^2/2\lambda^2}$ and ends in one biased point: a deterministic, too short mean-shift step.
 - Two looks are one look: the product has the denoiser $D\bigl(\tfrac{\lambda^2z+\sigma^2x}{\lambda^2+\sigma^2};\tfrac{\lambda\sigma}{\sqrt{\lambda^2+\sigma^2}}\bigr)$, and any sampler can use it. Start at $D(x;\lambda)$.
-- With a true $D$, one call of it beats every sampler. With a guided one at a large bandwidth, sampling wins.
+- With a true $D$, one call of it beats every sampler. With a strongly guided one, any sampler beats the call, and the biased one does best.
 
 ## What's next
 

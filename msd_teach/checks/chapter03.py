@@ -36,7 +36,9 @@ def sds_target(fn: Exercise) -> None:
             "The noise in z_t has the deviation √(1−ᾱ), not 1 − ᾱ.": x
             - sigma * (predict(alpha * x + beta**2 * n, alpha_bar) - n),
         }
-        compare(f"ᾱ = {alpha_bar:g}", fn(predict, x, n, alpha_bar), mixture.denoise(x + sigma * n, sigma), 1e-9, mistakes)
+        compare(
+            f"ᾱ = {alpha_bar:g}", fn(predict, x, n, alpha_bar), mixture.denoise(x + sigma * n, sigma), 1e-9, mistakes
+        )
 
 
 @checker

@@ -1,0 +1,43 @@
+"""`python -m msd_teach.pocket train | export | evaluate`: make the pocket model, and measure it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from . import WEIGHTS
+from .evaluate import card_figures
+from .train import STAGES, export, train
+
+
+def main() -> None:
+    """Read the command line and run it."""
+    parser = argparse.ArgumentParser(prog="python -m msd_teach.pocket", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train all stages, or one, each from its last checkpoint")
+    training.add_argument("--stage", choices=STAGES, action="append", help="only this one (repeat for several)")
+    training.add_argument("--steps", type=int, help="steps instead of the stage's own number")
+    training.add_argument("--renders", type=int, help="training pictures instead of the stage's own number")
+    training.add_argument(
+        "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
+    )
+    exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
+    exporting.add_argument("--folder", type=Path, default=WEIGHTS)
+    measuring = commands.add_parser("evaluate", help="print the figures of the model card as JSON")
+    measuring.add_argument("--folder", type=Path, default=WEIGHTS)
+    measuring.add_argument("--samples", type=int, default=1000, help="judged samples at each guidance")
+    measuring.add_argument("--pictures", type=int, default=2000, help="samples in each Fréchet distance")
+    options = parser.parse_args()
+    if options.command == "export":
+        export(options.folder)
+    elif options.command == "evaluate":
+        print(json.dumps(card_figures(options.folder, options.samples, options.pictures), indent=1, ensure_ascii=False))
+    else:
+        for stage in options.stage or STAGES:
+            figures = train(stage, options.steps, options.renders, options.past_gates)
+            print(stage, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

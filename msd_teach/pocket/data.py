@@ -1,0 +1,113 @@
+"""Renders made once, kept in the cache folder, and loaded as tensors.
+
+The folder is `~/.cache/msd_teach/pocket`, or what the environment variable MSD_TEACH_POCKET_CACHE names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
+
+WORLD = 1  # raise it whenever renders change: what older worlds left in the cache is then ignored
+SHARD = 500
+SEEDS = {"train": 1, "judge": 2, "test": 3}  # no two splits share a scene
+RESOLUTION = 64
+
+
+class Renders(NamedTuple):
+    """N examples of the pocket world.
+
+    `image` (N, 3, 64, 64) and `mask` (N, 64, 64) are uint8; `kind`, `colour`, `view` (N,) index KINDS, COLOURS, VIEWS;
+    `border` (N,) is the distance in degrees to the next view word; `small` (N,) is boolean; `captions` are N strings.
+    """
+
+    image: Tensor
+    mask: Tensor
+    kind: Tensor
+    colour: Tensor
+    view: Tensor
+    border: Tensor
+    small: Tensor
+    captions: list[str]
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """The chosen images in [-1, 1], as the networks read them."""
+        return self.image[index].float() / 127.5 - 1
+
+
+def cache_folder() -> Path:
+    """The folder of renders and checkpoints, made if it is missing."""
+    folder = Path(os.environ.get("MSD_TEACH_POCKET_CACHE", "~/.cache/msd_teach/pocket")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """Write a file that is either whole or not there, even if the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    torch.save(value, partial)
+    partial.replace(path)
+
+
+def load_renders(split: str, count: int) -> Renders:
+    """The first `count` examples of a split ("train", "judge" or "test"), rendered now where the cache lacks them.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    if split not in SEEDS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SEEDS)}")
+    shards = range(-(-count // SHARD))
+    parts = [_shard(split, number) for number in tqdm(shards, f"{split} renders", mininterval=5)]
+    tensors = [torch.cat([part[i] for part in parts])[:count] for i in range(7)]
+    captions = [caption for part in parts for caption in part.captions][:count]
+    return Renders(*tensors, captions)
+
+
+def _shard(split: str, number: int) -> Renders:
+    path = cache_folder() / f"renders-{WORLD}" / f"{split}-{number:04d}.pt"
+    if not path.exists():
+        save_atomically(tuple(_draw(split, number)), path)
+    return Renders(*torch.load(path, weights_only=True))
+
+
+def _draw(split: str, number: int) -> Renders:
+    generator = torch.Generator().manual_seed(1_000_000 * SEEDS[split] + number)
+    scenes, cameras, prompts = random_examples(SHARD, generator)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image, mask = (part.cpu() for part in render(scenes, cameras.to(device), RESOLUTION))
+    return Renders(
+        (255 * image).round().byte(),
+        (255 * mask).round().byte(),
+        torch.tensor([list(KINDS).index(scene.kind) for scene in scenes]),
+        torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes]),
+        cameras.view(),
+        cameras.border_distance(),
+        torch.tensor([prompt.small for prompt in prompts]),
+        [str(prompt) for prompt in prompts],
+    )
+
+
+def meaning(captions: list[str]) -> Tensor:
+    """What captions say, (N, 4): indices of kind, colour, view, and smallness 0 or 1; -1 where one leaves it open."""
+    colours, views, kinds = list(COLOURS), list(VIEWS), list(KINDS)
+    rows: list[tuple[int, int, int, int]] = []
+    for prompt in map(Prompt.parse, captions):
+        colour = colours.index(prompt.colour) if prompt.colour else -1
+        rows.append(
+            (kinds.index(prompt.kind), colour, views.index(prompt.view) if prompt.view else -1, int(prompt.small))
+        )
+    return torch.tensor(rows)
+
+
+def labels(data: Renders) -> Tensor:
+    """True kind, colour and view of renders, (N, 3)."""
+    return torch.stack([data.kind, data.colour, data.view], 1)

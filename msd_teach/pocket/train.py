@@ -1,0 +1,164 @@
+"""The stages of the pocket model's training, the gates between them, and the folder that comes out.
+
+    python -m msd_teach.pocket train        autoencoder -> judge -> clip -> unet, each from its last checkpoint
+    python -m msd_teach.pocket export       the finished stages as a Stable Diffusion folder in fp16
+    python -m msd_teach.pocket evaluate     the figures of the model card, from that folder
+
+Everything on the way lies in the cache folder, one folder a stage: `checkpoint.pt`, sample sheets, `final/` and
+`figures.json`. On a GPU every batch is eight times larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import autoencoder, clip, judge, unet
+from .data import cache_folder, load_renders
+from .evaluate import Figures, autoencoder_figures, clip_figures, judge_figures, missed, sample_figures
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPModel, CLIPTokenizer
+
+STAGES = ("autoencoder", "judge", "clip", "unet")
+HELD_OUT = 2000
+GPU_BATCHES = 8
+
+
+def train(stage: str, steps: int | None = None, renders: int | None = None, past_gates: bool = False) -> Figures:
+    """Train one stage to its end, judge it on held-out scenes, and keep both; gives the figures.
+
+    Raises:
+        ValueError: an unknown stage, or one whose forerunners are not finished.
+        RuntimeError: the UNet, while the autoencoder, the judge or CLIP miss a bar (unless `past_gates`).
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}")
+    if stage == "unet" and not past_gates:
+        check_gates()
+    module = {"autoencoder": autoencoder, "judge": judge, "clip": clip, "unet": unet}[stage]
+    batch = module.PLAN.batch * (GPU_BATCHES if torch.cuda.is_available() else 1)
+    plan = replace(module.PLAN, steps=steps or module.PLAN.steps, batch=batch)
+    renders = renders or module.RENDERS
+    forerunners = (load_autoencoder(), *load_clip()) if stage == "unet" else ()
+    trained = module.train(*forerunners, renders, plan)
+    _keep(trained.network.save_pretrained, _final(stage))
+    figures = held_out_figures(stage)
+    record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}
+    (cache_folder() / stage / "figures.json").write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
+    return figures
+
+
+def held_out_figures(stage: str) -> Figures:
+    """The figures of a finished stage on held-out scenes; the autoencoder's know no kinds before there is a judge."""
+    _finished(stage)
+    data = load_renders("test", HELD_OUT)
+    if stage == "autoencoder":
+        return autoencoder_figures(load_autoencoder(), load_judge() if _final("judge").exists() else None, data)
+    if stage == "judge":
+        return judge_figures(load_judge(), data)
+    if stage == "clip":
+        return clip_figures(*load_clip(), data)
+    return sample_figures(load_pipeline(), load_judge(), min(HELD_OUT, 240), guidance=3.0)
+
+
+def check_gates() -> None:
+    """Refuse to go on to the UNet before what it inherits from is good enough.
+
+    Raises:
+        ValueError: a stage before it is not finished.
+        RuntimeError: names the figures and their bars.
+    """
+    for stage in STAGES[:3]:
+        _finished(stage)
+    short = [f"{stage}: {miss}" for stage in STAGES[:3] for miss in missed(stage, held_out_figures(stage))]
+    if short:
+        raise RuntimeError(f"train longer before the UNet: {'; '.join(short)}. --past-gates trains it all the same")
+
+
+def load_autoencoder() -> AutoencoderKL:
+    """The finished autoencoder."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(_finished("autoencoder")).eval()
+
+
+def load_judge() -> judge.Judge:
+    """The finished judge."""
+    return judge.Judge.from_pretrained(_finished("judge"))
+
+
+def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
+    """The finished CLIP and its tokenizer."""
+    from transformers import CLIPModel
+
+    folder = _finished("clip")
+    return CLIPModel.from_pretrained(folder).eval(), clip.build_tokenizer(folder.parent / "tokenizer")
+
+
+def load_pipeline() -> StableDiffusionPipeline:
+    """The finished stages as a pipeline, in float32."""
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel.from_pretrained(_finished("unet")).eval()
+    return unet.assemble(load_autoencoder(), *load_clip(), network)
+
+
+def export(folder: Path) -> None:
+    """Write the finished model as fp16 safetensors in the diffusers layout, with CLIP, the judge and checksums.
+
+    The configurations say float32, so that stock libraries compute in it: on a CPU half precision fails.
+    """
+    from transformers import CLIPImageProcessor
+
+    network, tokenizer = load_clip()
+    pipeline = load_pipeline().to(dtype=torch.float16)
+    pipeline.save_pretrained(folder)
+    network.half().save_pretrained(folder / "clip")
+    side = {"height": 64, "width": 64}
+    pictures = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pictures.save_pretrained(folder / "clip")
+    for part in ("tokenizer", "clip"):
+        tokenizer.save_pretrained(folder / part)
+        for name in ("vocab.json", "merges.txt"):  # what older versions of transformers read
+            shutil.copy(_finished("clip").parent / "tokenizer" / name, folder / part / name)
+    load_judge().save_pretrained(folder / "judge")
+    for config in folder.glob("*/config.json"):
+        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    _write_checksums(folder)
+
+
+def _write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS as `sha256sum` does, and as `pocket.weights` reads it."""
+    sums = folder / "SHA256SUMS"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != sums)
+    rows = ((hashlib.sha256(path.read_bytes()).hexdigest(), path.relative_to(folder).as_posix()) for path in files)
+    sums.write_text("".join(f"{digest}  {name}\n" for digest, name in rows))
+
+
+def _keep(save: Callable[[Path], None], final: Path) -> None:
+    """Write a finished network so that its folder is either whole or not there."""
+    partial = final.with_name("final.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def _final(stage: str) -> Path:
+    return cache_folder() / stage / "final"
+
+
+def _finished(stage: str) -> Path:
+    if not _final(stage).exists():
+        command = f"python -m msd_teach.pocket train --stage {stage}"
+        raise ValueError(f"{stage} is not trained yet: no {_final(stage)}; run {command}")
+    return _final(stage)

@@ -1,0 +1,59 @@
+"""Each check of chapter 04 accepts the right answer, waits for a stub, and names a plausible mistake."""
+
+import math
+
+import pytest
+import torch
+
+from msd_teach import checks, product_denoiser
+
+
+def share(d, bandwidth):
+    return (bandwidth * math.sqrt(2 + bandwidth**2) / (1 + bandwidth**2)) ** d
+
+
+def look_twice(denoise, z, sigma, x, bandwidth):
+    return product_denoiser(denoise, x, bandwidth)(z, sigma)
+
+
+def efficiency(denoise, x, bandwidth, calls):
+    J = torch.autograd.functional.jacobian(lambda x: denoise(x, bandwidth), x)
+    return (denoise(x, bandwidth) - x).square().sum() / (bandwidth**2 * J.trace() * calls)
+
+
+def log_stationary(mixture, y, bandwidth):
+    return mixture.log_prob(y) + mixture.log_prob(y, bandwidth) + 3.0  # up to a constant
+
+
+RIGHT = {
+    checks.sample_share: share,
+    checks.two_looks: look_twice,
+    checks.one_sample_efficiency: efficiency,
+    checks.log_stationary: log_stationary,
+}
+WRONG = [
+    (checks.sample_share, lambda d, λ: share(1, λ), "Every dimension"),
+    (checks.sample_share, lambda d, λ: 1 / share(d, λ), "other way up"),
+    (checks.two_looks, lambda D, z, σ, x, λ: D(z, σ) + σ**2 / λ**2 * (x - z), "sum of the two scores"),
+    (checks.two_looks, lambda D, z, σ, x, λ: D((λ**2 * z + σ**2 * x) / (λ**2 + σ**2), σ), "less noisy"),
+    (checks.one_sample_efficiency, lambda D, x, λ, n: efficiency(D, x, λ, n) * n, "number of calls"),
+    (checks.log_stationary, lambda p, y, λ: p.log_prob(y), "no Gibbs sampler"),
+    (checks.log_stationary, lambda p, y, λ: p.log_prob(y, λ), "That is p_λ"),
+]
+
+
+@pytest.mark.parametrize("check", RIGHT, ids=lambda check: check.__name__)
+def test_right_answers_pass_and_stubs_wait(check, capsys):
+    def stub(*_):
+        raise NotImplementedError
+
+    check(RIGHT[check])
+    assert "right, largest error" in capsys.readouterr().out
+    check(stub)
+    assert capsys.readouterr().out.startswith("not yet")
+
+
+@pytest.mark.parametrize(("check", "answer", "hint"), WRONG)
+def test_mistakes_are_named(check, answer, hint):
+    with pytest.raises(AssertionError, match=hint):
+        check(answer)
