@@ -86,16 +86,22 @@ $\lambda = \lambda_\text{paper}/\sqrt2$. Only in the erratum boxes do we use the
 Where does $p_\lambda$ have its summits? Differentiate under the integral. The Gaussian gives back itself times $-(x-y)/\lambda^2$, so
 
 $$
-\nabla p_\lambda(x) = \int \nabla_x\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy
-= -\frac1{\lambda^2}\int (x-y)\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy. \tag{3, 4}
+\begin{aligned}
+\nabla p_\lambda(x) &= \int \nabla_x\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy \\
+&= -\frac1{\lambda^2}\int (x-y)\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy.
+\end{aligned} \tag{3, 4}
 $$
 
 At a stationary point the right-hand side is zero, and the integral splits: $x$ times the total weight equals the weighted sum of the $y$. Solve for the $x$ that stands outside the kernel, and call it $x'$:
 
 $$
-x' = \frac{\int y\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy}{\int \mathcal N(x-y;\lambda^2 I)\,p(y)\,dy}
-\qquad\text{or, with samples,}\qquad
-x' = \frac{\sum_i \mathcal N(x-y_i;\lambda^2 I)\,y_i}{\sum_i \mathcal N(x-y_i;\lambda^2 I)}. \tag{5, 7}
+x' = \frac{\int y\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy}{\int \mathcal N(x-y;\lambda^2 I)\,p(y)\,dy}. \tag{5}
+$$
+
+With samples both integrals become sums:
+
+$$
+x' = \frac{\sum_i \mathcal N(x-y_i;\lambda^2 I)\,y_i}{\sum_i \mathcal N(x-y_i;\lambda^2 I)}. \tag{7}
 $$
 
 This is an average of $p$, weighted by nearness to $x$. The right-hand side still contains $x$, so it is no solution, but it can be iterated: replace $x$ by $x'$ and average again. That is **mean shift**,

@@ -12,7 +12,7 @@ r"""
 
 You will take the gradient that made text-to-3D possible, turn it into a target, find the function that it descends, and measure where it goes, how often it steps backwards, and whether it ever stops.
 
-*Hardware:* any laptop. *Time:* about two minutes of computing on two CPU cores, seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
+*Hardware:* any laptop. *Time:* about one minute of computing on two CPU cores, a quarter of that at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
 
 ## What you'll learn
 
@@ -29,27 +29,9 @@ import math
 import matplotlib.pyplot as plt
 import torch
 
-from msd_teach import (
-    ISM,
-    MSD,
-    SDI,
-    SDS,
-    VSD,
-    IdealDenoiser,
-    MeanShift,
-    Target,
-    checks,
-    distill,
-    eight_gaussians,
-    figures,
-    fractal,
-    guided,
-    karras_sigmas,
-    pinwheel,
-    sample,
-    spiral,
-)
+from msd_teach import IdealDenoiser, checks, distill, figures, guided, karras_sigmas, sample
 from msd_teach.budget import pick
+from msd_teach.densities import eight_gaussians, fractal, pinwheel, spiral
 from msd_teach.explore import distillation_canvas
 from msd_teach.landscape import interpolate, mean_shift_potential, sds_field, sds_potential, stationary_points
 from msd_teach.sampling import vp_sigma
@@ -63,7 +45,9 @@ from msd_teach.schedules import (
     uniform_time,
     unit_weight,
 )
+from msd_teach.targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target
 
+# %%
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")  # the paper's orange class; both together are fractal("AB")
 own = p.sample(20_000, generator=generator)
@@ -167,7 +151,7 @@ $$
 \mathcal L_\text{SDS}(x) = -\,\mathbb E_{\sigma, n}\bigl[\,w(\sigma)\,\sigma^2\,\log p_\sigma(x + \sigma n)\bigr]. \tag{M3.2}
 $$
 
-Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Up to a constant it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well
+Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Level by level, and up to a constant, it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well
 a *blob* of width $\sigma$ around $x$ fits under the blurred density. And the logarithm punishes: where part of the blob sticks out into the void, $\log p_\sigma$ is very negative there, and $x$ must move until the whole blob is covered.
 
 In two dimensions the averages over $\sigma$ and $n$ are sums over fine grids, in the library as `sds_potential` and `sds_field`. Three routes to one vector must agree: the field's own quadrature, differences of the potential, and a plain Monte-Carlo mean of the thing that SDS really does.
@@ -348,7 +332,7 @@ $$
 \mathcal L_\text{SDS}(x) \approx \tfrac12\,\mathbb E_\sigma\!\Bigl[\frac{w\,\sigma^2}{\sigma^2 + s^2}\Bigr]\,|x - \mu|^2 + \text{const}. \tag{M3.3}
 $$
 
-For a Gaussian this is exact, and the minimum is its mode; there SDS is right. For everything else it is the mean. But the second blur matters even when the noise is *not* large. Take two equal point masses at $\pm a$. Mean shift sees two modes as long as $\lambda < a$ (chapter 01). The curvature of the SDS potential halfway between them is, with $p_\sigma \propto e^{-z^2/2\sigma^2}\cosh(az/\sigma^2)$,
+For a Gaussian this is exact, and the minimum is its mode; there SDS is right. For everything else, large noise leads to the mean. But the second blur matters even when the noise is *not* large. Take two equal point masses at $\pm a$. Mean shift sees two modes as long as $\lambda < a$ (chapter 01). The curvature of the SDS potential halfway between them is, with $p_\sigma \propto e^{-z^2/2\sigma^2}\cosh(az/\sigma^2)$,
 
 $$
 \mathcal L''(0) \;\propto\; 1 - r^2\;\mathbb E\bigl[\operatorname{sech}^2(r\,n)\bigr], \qquad r = a/\sigma. \tag{M3.4}
@@ -499,7 +483,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and near the minimum every other step goes backwards. Mean shift at any $\lambda$ would lie on the axis in both panels: its share is 0, since it draws nothing.
+SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and near the minimum nearly every other step goes backwards. Mean shift draws nothing; its share and its scatter are 0.
 
 ```{admonition} Erratum: the SDS gradient of Section 4.1
 :class: warning
@@ -528,19 +512,21 @@ for name, update in versions.items():
     print(
         f"{name:30} at the phantom: |mean| {update.mean(0).norm():.4f} ± {error:.4f}, variance {update.var(0).sum():.4f}"
     )
-for _ in range(4):  # without α the mean update is E[σ_t (αx − D)], which is zero where x = E[σ_t D]/E[σ_t α]
-    x = (sigma_t * D).mean(0) / (sigma_t * alpha).mean() + 0 * x
-    D = p.denoise(x + sigma * epsilon, sigma[:, 0])
-print(
-    f"without α the update vanishes near {x[0].numpy().round(2)}, {x[0].norm() / phantom.norm():.1f} times as far out"
-)
 ratio = versions["without −ε"].var(0).sum() / versions["Eq. 1"].var(0).sum()
+print(f"without −ε the variance is {ratio:.0f} times as large")
 assert ratio > 100
-assert x[0].norm() > 2 * phantom.norm()
+
+# %% tags=["check"]
+for _ in range(5):  # without α the mean update is E[σ_t (αx − D)], zero where x = E[σ_t D]/E[σ_t α]
+    x = ((sigma_t * D).mean(0) / (sigma_t * alpha).mean()).expand(n, 2)
+    D = p.denoise(x + sigma * epsilon, sigma[:, 0])
+away = x[0].norm() / phantom.norm()
+print(f"without α the update vanishes near {x[0].numpy().round(2)}, {away:.1f} times as far from the origin")
+assert away > 2
 
 # %% [markdown]
 r"""
-Dropping $-\epsilon$ multiplies the variance by more than a hundred here. The paper's Table 1 compares variances; which gradient went into it decides the result. (Chapter 06 runs both.)
+The mean at the phantom is zero without $-\epsilon$, too, but it takes far more samples to see it. The paper's Table 1 compares variances; which gradient went into it decides the result.
 
 ## It never settles
 
@@ -640,8 +626,8 @@ ax.set(xlabel="step", ylabel="way in the last ten steps", ylim=(1e-7, 3))
 ax.legend(fontsize=9, loc="lower left")
 figures.show(
     fig,
-    alt=f"Median distance that points move in ten Adam steps, over {steps} steps, log scale. SDS with one sample levels off near {late['SDS, 1 sample']:.2f}, with "
-    f"16 samples near {late['SDS, 16 samples']:.2f}. The expected SDS field and mean shift, both without noise, decay by many orders of magnitude.",
+    alt=f"Median distance that points move in ten Adam steps, over {steps} steps, log scale. SDS with one sample ends at {late['SDS, 1 sample']:.2f}, with "
+    f"16 samples at {late['SDS, 16 samples']:.2f}, the expected SDS at {late['SDS, expected']:.0e}, mean shift at {late['mean shift, λ = 0.1']:.0e}.",
 )
 
 # %% [markdown]
@@ -732,7 +718,7 @@ $$
 x^* = \frac{s\,k_A\,\mu_A - (s-1)\,k_{AB}\,\mu_{AB}}{s\,k_A - (s-1)\,k_{AB}}. \tag{M3.6}
 $$
 
-Means and variances of two classes explain the whole walk; not one branch of the fractal comes into it. On images such an overshoot shows as oversaturated colours.
+Means and variances explain the walk to about a tenth of its length; not one branch of the fractal comes into it. On images such an overshoot shows as oversaturated colours.
 
 ## Seven targets, one loop
 
@@ -749,7 +735,7 @@ Means and variances of two classes explain the whole walk; not one branch of the
 They differ in what noise they add to $x$ before they ask the denoiser. SDS adds fresh noise. SDI looks for the noise that *would have led* to $x$, by inverting the flow of chapter 02, and lets $\sigma$ fall to 0.7, where the authors' code stops. ISM compares two points of an inverted path. VSD subtracts what a second
 denoiser says, one that knows the distribution of the current points; on images that takes a trained network, here it is `IdealDenoiser(x)`. Mean shift adds none. MSD follows in chapters 04 to 06; take it as a black box that draws a point of $p$ near $x$.
 
-One row is there for honesty. **SDS, annealed** is plain SDS whose noise level follows the very schedule of $\lambda$ that mean shift and MSD use. What it achieves is due to the annealing, and not to mean shift.
+One row is a control. **SDS, annealed** is plain SDS whose noise level follows the very schedule of $\lambda$ that mean shift and MSD use.
 
 All get the same start, the same Adam, the same $D^*$. **Predict.** Rank them by mean $-\log p$.
 """
@@ -782,6 +768,8 @@ fig, axes = figures.planes(list(methods), rows=2, width=9.4)
 for ax, x, color in zip(axes, ends.values(), 2 * (figures.RED, figures.BLUE, figures.GREEN, figures.PINK), strict=True):
     close_up(ax, x)
     figures.points(ax, x, color, size=9, alpha=0.75)
+ladder = vp_sigma(torch.tensor([0.0, 0.1]))
+print(f"SDI's first inversion step: σ = {ladder[0]:.3f} → {ladder[1]:.3f}, x − D times {ladder[1] / ladder[0] - 1:.1f}")
 figures.show(
     fig,
     alt="End points of eight methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in "

@@ -587,7 +587,7 @@ Now read the last column, which says something kinder. On the data, an honest dr
 
 ## Break it: forget where to start
 
-`sample_product(kernel="exact")` starts at $D(x;\lambda) + \sigma_{\max}n$. Habit says $\sigma_{\max} n$: at a large noise level, who cares where the data are? In the worst case the start is off by $b = D(x;\lambda)$, and the flow maps deviations at $\sigma_{\max}$ to deviations at 0 by about the ratio of the spreads: in $d$ dimensions the error at the end is about $|b|/\sigma_{\max}\sqrt d$ spreads of $q$, whatever the solver does.
+`sample_product(kernel="exact")` starts at $D(x;\lambda) + \sigma_{\max}n$. Habit says $\sigma_{\max} n$: at a large noise level, who cares where the data are? In the worst case the start is off by $b = D(x;\lambda)$, and the flow maps deviations at $\sigma_{\max}$ to deviations at 0 by about the ratio of the spreads: in $d$ dimensions the error at the end is about $|b|/(\sigma_{\max}\sqrt d)$ spreads of $q$, whatever the solver does.
 
 **Predict.** A narrow kernel needs no large $\sigma_{\max}$: ten times λ drowns everything. Take $\lambda = 0.03$ and $\sigma_{\max}=0.3$. How wrong is each start?
 """
@@ -621,7 +621,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-From the mean of $q$, a $\sigma_{\max}$ of a few λ is enough. From the origin the whole cloud is shifted, by several spreads at $\sigma_{\max} = 10\lambda$, and nothing in the picture of the cloud would tell you: it has the right width and lies on a branch.
+From the mean of $q$, a $\sigma_{\max}$ of a few λ is enough. From the origin the whole cloud is shifted, by about its own spread at $\sigma_{\max} = 10\lambda$, and nothing in the picture of the cloud would tell you: it has the right width and lies on a branch.
 
 ## One call beats every sampler
 

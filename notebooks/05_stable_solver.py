@@ -718,7 +718,7 @@ figures.show(
 r"""
 Start late, and the model has already decided for a place: at $\lambda = 0.03$ the sample sits on some branch of the tree, many bandwidths away, and the kernel has no time left to fetch it. Errors of several hundred per cent are samples of $p$ rather than of $q$. Start early, and the spread is gone before the model speaks. The border between the two failures is sharp, it lies at $\sigma_{\text{hi}}$ between one and three bandwidths, and it moves with $\lambda$. In no field of the tables are both numbers good.
 
-The other end holds a surprise. On this density it often helps to *stop* the kernel at a level of one or two bandwidths. From there the model alone carries the point on: it denoises a point with hardly any noise in it, something between a sampler and a mean-shift step, and makes up for part of what the sum has lost.
+The other end holds a surprise. On this density it helps to *stop* the kernel at a level of about one bandwidth. From there the model alone carries the point on: it denoises a point with hardly any noise in it, something between a sampler and a mean-shift step, and makes up for part of what the sum has lost.
 
 The red frames mark the smallest error. We freeze these intervals now and judge them below, *on other query points*.
 """
@@ -759,7 +759,7 @@ def noise_share(x, kernel, bandwidth, sigmas, **options):
 
 
 grid = karras_sigmas(pick(smoke=16, laptop=48), SIGMA_MIN, SIGMA_MAX)
-queries = {"x drawn from p": p.sample(Q, 0.0, generator), "x drawn from $p_\\lambda$": p.sample(Q, 0.1, generator)}
+queries = {"x drawn from p": p.sample(Q, 0.0, generator), "x drawn from p_λ": p.sample(Q, 0.1, generator)}
 heard = {}
 for where, x in queries.items():
     centre = list(reversed(list(invert(p.denoise, x, grid))))
@@ -771,22 +771,22 @@ for where, x in queries.items():
     }
 
 # %%
-scan = torch.logspace(-1.7, 0.5, pick(smoke=4, laptop=9), dtype=torch.float64).tolist()
-fine = karras_sigmas(pick(smoke=64, laptop=256), SIGMA_MIN, SIGMA_MAX)
-travel = {name: [] for name in ("exact", "centre x", "centre z*", "centre z*, finer")}
+scan = torch.logspace(-1.7, 0.7, pick(smoke=4, laptop=11), dtype=torch.float64).tolist()
+travel = {name: [] for name in ("exact", "centre x", "centre z*")}
+x = queries["x drawn from p"]
+centre = list(reversed(list(invert(p.denoise, x, grid))))
 for bandwidth in scan:
-    x, target, shift, _ = case(bandwidth, Q)
-    for name in travel:
-        steps, kernel, options = (fine if "finer" in name else grid), "exponential", {}
-        if name == "exact":
-            kernel = "exact"
-        elif "z*" in name:
-            options["centre"] = list(reversed(list(invert(p.denoise, x, steps))))
-        *_, y = sample_product(p.denoise, x, bandwidth, steps, kernel, generator=generator, **options)
+    shift = (p.denoise(x, bandwidth) - x).norm(dim=-1)
+    for name, kernel, options in (
+        ("exact", "exact", {}),
+        ("centre x", "exponential", {}),
+        ("centre z*", "exponential", {"centre": centre}),
+    ):
+        *_, y = sample_product(p.denoise, x, bandwidth, grid, kernel, generator=generator, **options)
         travel[name].append(((y - x).norm(dim=-1) / shift).median())
 
 # %%
-names = ("plain sampling", "exact", "centre x", "centre z*", "centre z*, finer")
+names = ("plain sampling", "exact", "centre x", "centre z*")
 looks = dict(zip(names, zip(figures.PALETTE, figures.MARKERS, figures.LINES, strict=False), strict=False))
 fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.3), width_ratios=(1, 1, 1.15))
 for ax, (where, curves) in zip(axes, heard.items(), strict=False):
@@ -799,37 +799,41 @@ axes[0].set_ylabel("noise found / noise told")
 for name, values in travel.items():
     color, marker, line = looks[name]
     axes[2].loglog(scan, torch.stack(values), color=color, marker=marker, markersize=4, linestyle=line, linewidth=1.2)
-axes[2].set(title="|y − x| / |m|, median", xlabel="bandwidth λ", ylim=(1e-3, 20))
+axes[2].set(title="x from p: |y − x| / |m|", xlabel="bandwidth λ", ylim=(1e-4, 20))
 for name, (color, marker, line) in looks.items():
     axes[2].plot([], [], color=color, marker=marker, markersize=4, linestyle=line, label=name)
-fig.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8.5, columnspacing=1.2)
+fig.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
 figures.show(
     fig,
     alt="Two panels of noise found in the denoiser's input over noise told, against the level. For x on the density the centre z* gives "
     "about 1, the centre x far less; for x off it z* gives several times too much. Third panel, |y − x|/|m| against λ: near 1 for the "
-    f"exact sampler, {travel['centre z*'][0]:.2f} and {travel['centre z*, finer'][0]:.3f} for the centre z* on two grids at the smallest λ.",
+    f"exact sampler and the centre x; for the centre z* at most {max(travel['centre z*'][:-3]):.1g} until λ is large.",
 )
 
 # %% tags=["check"]
-x, target, shift, _ = case(0.1, Q)
-ratios = []
-for steps in pick(smoke=(64, 256), laptop=(64, 256, 1024)):
-    sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
-    centre = list(reversed(list(invert(p.denoise, x, sigmas))))
-    *_, y = sample_product(p.denoise, x, 0.1, sigmas, "exponential", centre=centre, generator=generator)
-    left_over = y - p.denoise(x, SIGMA_MIN)
-    ratios.append((left_over.norm(dim=-1) / shift).max().item())
-    moved = ((y - x).norm(dim=-1) / shift).median()
-    print(
-        f"centre z*, λ = 0.1, {steps:4} steps: median |y − x|/|m| = {moved:.4f}, max |y − D(x; σ_min)|/|m| = {ratios[-1]:.1e}"
-    )
-assert ratios[-1] < 0.2 * ratios[0]
+off = {}
+for where, x in queries.items():
+    shift = (p.denoise(x, 0.1) - x).norm(dim=-1)
+    for steps in pick(smoke=(32, 128), laptop=(64, 256, 1024)):
+        sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
+        centre = list(reversed(list(invert(p.denoise, x, sigmas))))
+        *_, y = sample_product(p.denoise, x, 0.1, sigmas, "exponential", centre=centre, generator=generator)
+        error = (y - p.denoise(x, SIGMA_MIN)).norm(dim=-1) / shift
+        off.setdefault(where, []).append(error.median().item())
+        lost = (error > 0.1).double().mean()
+        print(
+            f"{where:16}, {steps:4} steps: median |y − D(x; σ_min)|/|m| = {off[where][-1]:.1e}, above 0.1 for {lost:4.0%}"
+        )
+for where, medians in off.items():
+    assert medians[-1] < 0.3 * medians[0], where
 
 # %% [markdown]
 r"""
-Take the right panel first. A state pinned to $z_i^*$ takes a model step along the flow that $z^*$ came up by, and lands on $z_{i+1}^*$. At the end of that path stands $x$. So for every $\lambda$ well below $\sigma_{\max}$ the sampler returns **what it was given**. The shift it reports is the solver's error on the way up and down, which a finer grid removes, and the sampler's last step, which denoises once at $\sigma_{\min}$: the check finds $y = D(x; \sigma_{\min})$, a mean shift of bandwidth 0.002, whatever $\lambda$ we had asked for.
+Take the right panel first. A state pinned to $z_i^*$ takes a model step along the flow that $z^*$ came up by, and lands on $z_{i+1}^*$. At the end of that path stands $x$. So for every $\lambda$ well below $\sigma_{\max}$ the sampler returns **what it was given**. What shift it reports is the solver's error, on the way up and down, and the sampler's last step, which denoises once at $\sigma_{\min}$. In the check $y$ tends to $D(x; \sigma_{\min})$, a mean shift of bandwidth 0.002, while we had asked for 0.1.
 
-The other panels ask whether the remedy does what it is for. Where $x$ is a clean point of the density (left) it does: the denoiser finds the noise that it is told, while with centre $x$ it finds a clean point announced as noise. The exact sampler is better than the latter but not innocent, since $x$ counts as an observation with noise $\lambda$ that a clean $x$ does not have. Where $x$ lies off the density (middle), and that is where distillation starts, things turn round. The flow up carries an improbable point to improbable noise, several times too long at every level, and it is the exact sampler whose input looks right.
+For $x$ off the density not even that is certain. The last column of the check counts the points that do not come back, and refining the grid saves few of them: between branches the way down amplifies the smallest error, as at the watersheds of chapter 02, by more than double precision can keep. The paper says of SDI that its inversion "accumulates numerical errors during early stages of optimization". It is the same inversion.
+
+The other two panels ask whether the remedy does what it is for. Where $x$ is a clean point of the density (left) it does: the denoiser finds the noise that it is told, while with centre $x$ it finds a clean point announced as noise. The exact sampler is better than the latter but not innocent, since it takes $x$ for an observation with noise $\lambda$, and a clean $x$ has none. Where $x$ lies off the density (middle), and that is where distillation starts, things turn round. The flow up carries an improbable point to improbable noise, too much of it at every level, and it is the exact sampler whose input looks right.
 
 In the paper's use the two directions differ: guidance is applied on the way down. Then $y - x$ collects the difference between the guided and the unguided flow. That may be a good direction for images; it is not the mean shift of $p_\lambda$. And one sentence of its Section 4.5 needs care: that for small bandwidth "our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria". With this centre $z_0 \approx x$ holds at every $x$, mode or not.
 
@@ -901,7 +905,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Three levels. The exact samplers reach the floor within a few tens of calls and stay there. Everything that integrates the sum flow, be it exponential with 8 calls, `LSODA` with hundreds or Euler with thousands, arrives at the same plateau: they agree with one another and not with $m$. The inversion centre reports hardly any shift at all.
+Three levels. The exact samplers reach the floor within a few tens of calls and stay there. Everything that integrates the sum flow, be it exponential with 8 calls, `LSODA` with hundreds or Euler with thousands, arrives at the same plateau: they agree with one another and not with $m$. The inversion centre is no estimate of $m$ at any price.
 
 And off the chart, in the lower left corner, the single call. With an exact denoiser nothing here beats $D(x; \lambda)$. Sampling needs another justification: the spread itself, a denoiser that errs (chapter 07), or guidance (chapter 08).
 
