@@ -27,7 +27,7 @@ test: $(INSTALLED)
 	@echo "All tests passed. Executed chapters: executed/$(BUDGET)/"
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_mean_shift.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/01_mean_shift.py
 
 clean:
 	rm -rf executed _build .pytest_cache .ruff_cache .hypothesis

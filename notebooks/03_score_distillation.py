@@ -12,7 +12,7 @@ r"""
 
 You will take the gradient that made text-to-3D possible, turn it into a target, find the function that it descends, and measure where it goes, how often it steps backwards, and whether it ever stops.
 
-*Hardware:* any laptop. *Time:* about one minute of computing on two CPU cores, a quarter of that at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
+*Hardware:* any laptop. *Time:* about one minute of computing on two CPU cores, twenty seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
 
 ## What you'll learn
 
@@ -244,7 +244,7 @@ def landscape(ax, potential, found, mixture, size=SIDE, span=1.5):
 # %%
 found = minima(lambda x: sds_field(p, x, levels=LEVELS))
 phantom = found[0]
-fig, axes = figures.planes(["density $p$", "$L_{SDS}$", "$L_{MS}$, λ = 0.2", "$L_{MS}$, λ = 0.03"], width=9.4)
+fig, axes = figures.planes(["density $p$", "$L_{SDS}$", "$L_{MS}$, λ = 0.2", "$L_{MS}$, λ = 0.03"], width=8.0)
 figures.density(axes[0], p)
 landscape(axes[1], sds_potential(p, grid, levels=LEVELS), found, p)
 for ax, bandwidth in zip(axes[2:], (0.2, 0.03), strict=True):
@@ -302,14 +302,14 @@ Is the fractal a malicious choice?
 
 # %%
 others = {"pinwheel": pinwheel(), "eight Gaussians": eight_gaussians(), "spiral": spiral()}
-fig, axes = figures.planes(list(others), width=7.2)
+fig, axes = figures.planes(list(others), width=6.4)
 for ax, (name, mixture) in zip(axes, others.items(), strict=True):
     x = minima(lambda x, mixture=mixture: sds_field(mixture, x, levels=LEVELS // 2), n=61)
     phantom_here = is_phantom(mixture, x)
     figures.density(ax, mixture, pixels=200)
     potential = sds_potential(mixture, figures.lattice(61), levels=LEVELS // 2).reshape(61, 61)
     axis = torch.linspace(-1.5, 1.5, 61)
-    ax.contour(axis, axis, (potential - potential.min()).sqrt(), 10, colors="0.45", linewidths=0.7)
+    ax.contour(axis, axis, (potential - potential.min()).sqrt(), 7, colors="0.45", linewidths=0.7)
     figures.points(ax, x[~phantom_here], "white", size=40, alpha=1, linewidths=1.2, edgecolors=figures.BLACK)
     figures.points(ax, x[phantom_here], figures.RED, "X", size=90, alpha=1, linewidths=0.8, edgecolors="white")
     usual = -mixture.log_prob(mixture.sample(4000, generator=generator)).mean()
@@ -477,7 +477,7 @@ third.set(title="scatter / length of the mean update")
 second.legend(fontsize=8, loc="center left")
 figures.show(
     fig,
-    alt=f"Left, the road from a corner to the phantom with 25 SDS targets of one point on it as arrows, which point all over the data. Middle, the share of steps that go backwards "
+    alt=f"Left, the road from a corner to the phantom with 25 SDS targets of one point on it as arrows, which scatter around the road. Middle, the share of steps that go backwards "
     f"rises from {wrong['t uniform'][0]:.0%} far away to {wrong['t uniform'][-1]:.0%} near the minimum. Right, scatter over mean rises to {noise['t uniform'][-1]:.0f}.",
 )
 
@@ -654,9 +654,7 @@ def close_up(ax, x):
 samples = p.sample(pick(smoke=60, laptop=400), generator=generator)
 ruined, _ = run(SDS(), samples)
 kept, _ = run(MeanShift(linear(0.03, 0.003)), samples)
-fig, axes = figures.planes(
-    ["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ: 0.03 → 0.003"], width=9.4
-)
+fig, axes = figures.planes(["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ ≤ 0.03"], width=7.6)
 views = ((samples, figures.BLACK), (ruined[10], figures.RED), (ruined[-1], figures.RED), (kept[-1], figures.BLUE))
 for ax, (x, color), marker in zip(axes, views, "osso", strict=True):
     close_up(ax, x)
@@ -681,29 +679,30 @@ DreamFusion's answer to all this was guidance with $s = 100$. Guided scores are 
 # %% tags=["break-it"]
 both, σ = fractal("AB"), uniform_time()(u, 0.0)
 n, span = pick(smoke=41, laptop=101), 3.0
-lattice = figures.lattice(n, span)
-F_A, F_AB = (sds_field(mixture, lattice, levels=LEVELS // 2).reshape(n, n, 2) for mixture in (p, both))
-fig, (ax,) = figures.planes(["minimum of guided SDS"], width=4.2)
-ax.set(xlim=(-0.8, 3.5), ylim=(-0.8, 3.5))
-figures.density(ax, p, pixels=200)
-track, parabola = [], []
-k = [
-    (dreamfusion_weight(σ) * σ**2 / (σ**2 + mixture.sample(4000, generator=generator).var(0).mean())).mean()
-    for mixture in (p, both)
-]
-μ = [mixture.weights @ mixture.means for mixture in (p, both)]
+F_A, F_AB = (sds_field(q, figures.lattice(n, span), levels=LEVELS // 2).reshape(n, n, 2) for q in (p, both))
+variance = [q.sample(4000, generator=generator).var(0).mean() for q in (p, both)]
+k_A, k_AB = ((dreamfusion_weight(σ) * σ**2 / (σ**2 + v)).mean() for v in variance)  # the stiffness in (M3.3)
+μ_A, μ_AB = (q.weights @ q.means for q in (p, both))
+
+measured, parabola = {}, {}
 for s in (1, 2, 4, 7.5, 20):
     found = stationary_points(interpolate(s * F_A - (s - 1) * F_AB, span), span, n)
-    x = found.points[found.downhill == 0]
-    track.append(x[0])
-    parabola.append((s * k[0] * μ[0] - (s - 1) * k[1] * μ[1]) / (s * k[0] - (s - 1) * k[1]))
-    ax.annotate(f"s = {s:g}", x[0].tolist(), (9, -9), textcoords="offset points", fontsize=9)
-    print(
-        f"s = {s:4g}: {len(x)} minimum at {x[0].numpy().round(2)}, parabola {parabola[-1].numpy().round(2)}, −log p = {-p.log_prob(x[0]):.0f}"
-    )
-figures.points(ax, torch.stack(parabola), "none", size=130, alpha=1, linewidths=1, edgecolors=figures.BLACK)
-ax.plot(*torch.stack(track).T, color=figures.RED, linewidth=1, linestyle="--")
-figures.points(ax, torch.stack(track), figures.RED, "X", size=80, alpha=1, linewidths=0.8, edgecolors="white")
+    measured[s] = found.points[found.downhill == 0][0]
+    parabola[s] = (s * k_A * μ_A - (s - 1) * k_AB * μ_AB) / (s * k_A - (s - 1) * k_AB)
+    print(f"s = {s:4g}: minimum at {measured[s].numpy().round(2)}, −log p = {-p.log_prob(measured[s]):6.0f};", end=" ")
+    print(f"of the parabola {parabola[s].numpy().round(2)}")
+
+# %%
+fig, (ax,) = figures.planes(["minimum of guided SDS"], width=3.8)
+ax.set(xlim=(-0.8, 3.7), ylim=(-0.8, 3.7))
+figures.density(ax, p, pixels=200)
+walk = torch.stack(list(measured.values()))
+ax.plot(*walk.T, color=figures.RED, linewidth=1, linestyle="--")
+figures.points(ax, walk, figures.RED, "X", size=80, alpha=1, linewidths=0.8, edgecolors="white")
+circles = {"size": 130, "alpha": 1, "linewidths": 1, "edgecolors": figures.BLACK}
+figures.points(ax, torch.stack(list(parabola.values())), "none", **circles)
+for s, x in measured.items():
+    ax.annotate(f"s = {s:g}", x.tolist(), (10, -12), textcoords="offset points", fontsize=9)
 figures.show(
     fig,
     alt="The fractal's class A in the upper right of a plane, and the minimum of the guided SDS potential for five guidance "
@@ -764,7 +763,7 @@ for name, method in methods.items():
 print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {own.std(0).mean():8.3f}")
 
 # %%
-fig, axes = figures.planes(list(methods), rows=2, width=9.4)
+fig, axes = figures.planes(list(methods), rows=2, width=7.6)
 for ax, x, color in zip(axes, ends.values(), 2 * (figures.RED, figures.BLUE, figures.GREEN, figures.PINK), strict=True):
     close_up(ax, x)
     figures.points(ax, x, color, size=9, alpha=0.75)
@@ -816,7 +815,7 @@ print(f"entropy of the density {entropy:.2f}")
 
 # %%
 other = fractal("B").sample(600, generator=generator)
-fig, axes = figures.planes(["(a) the density", "(b) DDIM-32, guided", "(c) SDS", "(d) MSD"], rows=2, width=7.2)
+fig, axes = figures.planes(["(a) the density", "(b) DDIM-32, guided", "(c) SDS", "(d) MSD"], rows=2, width=6.6)
 for ax in axes:
     figures.points(ax, other, "0.7", marker="+", size=12, linewidths=0.6, alpha=1)
     figures.points(ax, own[:1500], figures.ORANGE, size=5 if ax is axes[0] else 3, alpha=0.8 if ax is axes[0] else 0.3)
@@ -848,7 +847,7 @@ The canvas computes everything in your browser. A press restarts.
 """
 
 # %%
-distillation_canvas(p)
+distillation_canvas(p, points=100)
 
 # %% [markdown]
 r"""
