@@ -88,7 +88,7 @@ class Chapter(NotebookItem):
             "key": key,
             "budget": BUDGET,
             "seconds": round(seconds, 1),
-            "machine": f"{CORES} cores ({platform.machine()}), {WORKERS} chapters at a time",
+            "machine": f"{CORES} cores ({platform.machine()}), {WORKERS} chapter{'s' * (WORKERS > 1)} at a time",
             "software": f"Python {platform.python_version()}, torch {version('torch')}",
         }
         nbformat.write(notebook, target)

@@ -82,7 +82,7 @@ def chain_rule_weight(sigma: Tensor) -> Tensor:
 
 
 def literal_weight(sigma: Tensor) -> Tensor:
-    """α²/σ: the paper's Eq. 1 taken at its word, α(t) with the chain rule's second α."""
+    """α²/σ: the weight α(t) of the paper's Eq. 1, times the chain rule's ∂z_t/∂x = α."""
     return 1 / (sigma * (1 + sigma**2))
 
 

@@ -64,8 +64,10 @@ Someone hands you a diffusion model and asks for *one* good image, or for one po
 {cite}`poole2023dreamfusion,wang2023sjc` adds noise to $x$, asks the network which noise it sees, and takes the difference for a gradient:
 
 $$
-\nabla_\vartheta \mathcal L_\text{SDS} = \mathbb E_{t,\epsilon}\bigl[\, w(t)\,\bigl(\hat\epsilon(z_t; t) - \epsilon\bigr)\bigr]\,\frac{\partial x}{\partial\vartheta}, \qquad z_t = \alpha x + \sigma_t\,\epsilon,\quad \epsilon\sim\mathcal N(0, I),\quad \alpha^2 + \sigma_t^2 = 1. \tag{1}
+\nabla_\vartheta \mathcal L_\text{SDS} = \mathbb E_{t,\epsilon}\bigl[\, w(t)\,\bigl(\hat\epsilon(z_t; t) - \epsilon\bigr)\bigr]\,\frac{\partial x}{\partial\vartheta}, \tag{1}
 $$
+
+with $z_t = \alpha x + \sigma_t\,\epsilon$, $\epsilon\sim\mathcal N(0, I)$ and $\alpha^2 + \sigma_t^2 = 1$.
 
 In the plane $x$ *is* the parameter, and $\partial x/\partial\vartheta = I$. Chapter 02 gave the dictionary: $z = z_t/\alpha$, $\sigma = \sigma_t/\alpha$, $\hat\epsilon = (z - D(z; \sigma))/\sigma$. With $z = x + \sigma\epsilon$ one line follows,
 

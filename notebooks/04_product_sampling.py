@@ -205,8 +205,10 @@ If we could draw from it directly, no sample would be wasted. One draw $y$ then 
 For a Gaussian mixture the product is another mixture. One component times the kernel is one Gaussian, by completing the square, and what is left over is a number:
 
 $$
-\mathcal N(y; \mu_k, \Sigma_k)\,\mathcal N(y; x, \lambda^2 I) = \underbrace{\mathcal N(x; \mu_k, \Sigma_k + \lambda^2 I)}_{\text{into the weight}}\; \mathcal N\bigl(y;\, \mu_k', \Sigma_k'\bigr), \qquad
-\Sigma_k'^{-1} = \Sigma_k^{-1} + \lambda^{-2}I, \quad \mu_k' = \Sigma_k'\bigl(\Sigma_k^{-1}\mu_k + \lambda^{-2}x\bigr). \tag{M4.4}
+\begin{aligned}
+\mathcal N(y; \mu_k, \Sigma_k)\,\mathcal N(y; x, \lambda^2 I) &= \underbrace{\mathcal N(x; \mu_k, \Sigma_k + \lambda^2 I)}_{\text{into the weight}}\; \mathcal N\bigl(y;\, \mu_k', \Sigma_k'\bigr), \\
+\Sigma_k'^{-1} = \Sigma_k^{-1} + \lambda^{-2}I, \quad \mu_k' &= \Sigma_k'\bigl(\Sigma_k^{-1}\mu_k + \lambda^{-2}x\bigr).
+\end{aligned} \tag{M4.4}
 $$
 
 That is `p.product(x, λ)`, and it will referee every sampler of this chapter. Two facts hold for *any* density, since $q_\lambda$ is the posterior of $y$ given a noisy look $x = y + \lambda n$ (chapter 01, M4):
