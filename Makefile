@@ -9,6 +9,9 @@ book: BUDGET ?= laptop
 test: BUDGET ?= smoke
 lab: BUDGET ?= laptop
 export MSD_TEACH_BUDGET = $(BUDGET)
+ifneq ($(filter-out smoke laptop gpu,$(BUDGET)),)
+$(error BUDGET is $(BUDGET); it may be smoke, laptop or gpu)
+endif
 
 # Chapters run two at a time, one at a time on a GPU; those whose outputs are still right are skipped.
 EXECUTE = $(BIN)/pytest -q -n $(if $(filter gpu,$(BUDGET)),1,2) --dist worksteal notebooks

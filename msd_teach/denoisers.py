@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .tensors import per_item
+from .tensors import per_item, right_pad
 
 
 @runtime_checkable
@@ -34,7 +34,7 @@ class IdealDenoiser:
     `data` has shape (M, *event). The query is z/σ², the keys are the data with −|y|²/2 as one more coordinate, the
     values are the data again; the terms in |z|² cancel in the softmax. Memory grows with queries + data, not with their
     product, wherever torch has a fused kernel (CPU: float32 and float64; CUDA: not float64). At σ = 0 the result is the
-    nearest datum (ties are averaged).
+    nearest datum (any mixture of them on a tie). Differentiable in reverse mode, once.
 
     Raises:
         ValueError: no data, data that are not finite, an event shape other than the data's, sigma < 0 or NaN.
@@ -79,7 +79,7 @@ class _Guided:
 
     def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = self.scale(sigma) if callable(self.scale) else self.scale
-        return per_item(s, z, "scale")
+        return right_pad(s, z, "scale")
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = self._strength(z, sigma)
@@ -101,14 +101,15 @@ def guided(
 ) -> Denoiser:
     """Classifier-free guidance u + s·(c − u) as a denoiser; a term with coefficient 0 is not computed.
 
-    `scale` is s ≥ 0: a number, a tensor whose shape is a prefix of z's, or a function of sigma that returns either
-    (guidance in a limited interval). The paper's Eq. 13, (1 + w)·c − w·u, is s = 1 + w.
+    `scale` is s: a number (negative to invert, as SDI does), a tensor whose shape is a prefix of z's, or a function of
+    sigma that returns either (guidance in a limited interval). The paper's Eq. 13, (1 + w)·c − w·u, is s = 1 + w.
+    Inside `product_denoiser` a function is asked about the smaller noise level that the model sees there.
 
     Raises:
-        ValueError: when called, if the scale is negative or NaN.
+        ValueError: a scale that is NaN.
     """
-    if not callable(scale):
-        per_item(scale, torch.empty(1) if not isinstance(scale, Tensor) else scale, "scale")
+    if not callable(scale) and torch.as_tensor(scale).isnan().any():
+        raise ValueError(f"scale is {scale}; it must be a number")
     return _Guided(cond, uncond, scale)
 
 

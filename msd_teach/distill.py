@@ -49,7 +49,7 @@ def distill(
 
     Raises:
         ValueError: fewer than one step.
-        FloatingPointError: x, the target or the loss is not finite; names the step. The parameters are untouched by it.
+        FloatingPointError: x, target, loss or gradient is not finite; names the step. The parameters are untouched by it.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
@@ -64,20 +64,26 @@ def _run(render, optimizer, denoise, method, steps, stop_level, tolerance, gener
         if isinstance(rendered, Tensor):
             rendered = Rendered(rendered)
         x = rendered.x
+        if x.ndim < 2 or len(x) == 0 or not x.requires_grad:
+            said = f"{tuple(x.shape)}, {'with' if x.requires_grad else 'without'} a gradient"
+            raise ValueError(f"render returned x of shape {said}; it must be (batch >= 1, *event) with a gradient")
         with torch.no_grad():
-            target = method(rendered.denoise or denoise, x.detach(), step / max(1, steps - 1), generator)
+            own = denoise if rendered.denoise is None else rendered.denoise
+            target = method(own, x.detach(), step / max(1, steps - 1), generator)
         if stop_level is not None and target.level < stop_level:
             return
         shift = (target.value - x.detach()).flatten(1).norm(dim=1)
         w = per_item(target.weight, x, "weight")
-        loss = (w * (x - target.value).square()).sum() / (2 * len(x)) + rendered.penalty
+        gap = (x - target.value).to(torch.promote_types(x.dtype, torch.float32))  # a half could not hold the sum
+        loss = (w * gap.square()).sum() / (2 * len(x)) + rendered.penalty
+        where = f"({type(method).__name__}, level {target.level:g})"
         if not (shift.isfinite().all() and loss.isfinite()):
-            name = type(method).__name__
-            raise FloatingPointError(
-                f"step {step}: x, its target or the loss is not finite ({name}, level {target.level:g})"
-            )
+            raise FloatingPointError(f"step {step}: x, its target or the loss is not finite {where}")
         optimizer.zero_grad()
         loss.backward()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            raise FloatingPointError(f"step {step}: the gradient of render is not finite {where}")
         optimizer.step()
         if after_step is not None:
             after_step(x.detach(), generator)

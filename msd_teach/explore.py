@@ -179,9 +179,9 @@ def _data(
     rows = torch.cat([mixture.weights[:, None], mixture.means, Σ[:, [0, 0, 1], [0, 1, 1]]], dim=1)
     return {
         "components": [[float(f"{v:.{DIGITS}g}") for v in row] for row in rows.tolist()],
-        "bounds": [round(side, 3) for side in bounds],
+        "bounds": [float(f"{side:.{DIGITS}g}") for side in bounds],
         "bandwidth": bandwidth,
-        "starts": [[round(v, 3) for v in start] for start in starts.tolist()],
+        "starts": [[float(f"{v:.{DIGITS}g}") for v in start] for start in starts.tolist()],
         "label": label,
     }
 

@@ -93,7 +93,7 @@ def _noised(mixture: GaussianMixture, x: Tensor, σ: float) -> tuple[Tensor, Ten
     if math.prod(counts) < len(x) * (2 * reach + 1) ** 2:  # nodes on one lattice for all x
         axes = [start[i] + STEP * σ * torch.arange(counts[i], dtype=x.dtype) for i in (0, 1)]
         table = mixture.log_prob(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1), σ)
-        parts = x.split(max(1, BLOCK // counts[1]))
+        parts = x.split(max(1, BLOCK // max(counts)))
         results = [_convolve(table, *((axes[i] - part[:, i, None]) / σ for i in (0, 1))) for part in parts]
     else:  # nodes around each x
         n = STEP * torch.arange(-reach, reach + 1, dtype=x.dtype)

@@ -26,9 +26,12 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
+        rounding = torch.finfo(covariances.dtype).eps if isinstance(covariances, Tensor) else 1e-9
         weights, means, covariances = (torch.as_tensor(t, dtype=torch.float64) for t in (weights, means, covariances))
-        _check(weights, means, covariances)
+        _check(weights, means, covariances, asymmetry=max(1e-9, 4 * means.shape[-1] * rounding))
+        covariances = (covariances + covariances.mT) / 2
         self.weights, self.means, self.covariances = weights / weights.sum(), means, covariances
+        self._centre = self.weights @ means  # the origin of the arithmetic: quadratic features cancel far from theirs
         # Σ_k = Q diag(e) Qᵀ makes Σ_k + σ²I = Q diag(e + σ²) Qᵀ: one factorisation serves every noise level.
         self._variances, self._axes = torch.linalg.eigh(covariances)
 
@@ -51,8 +54,14 @@ class GaussianMixture:
     def sample(self, n: int, sigma: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """n independent draws from p_σ, (n, d) in float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        scaled = (self._variances[k] + sigma**2).sqrt() * noise_like(self.means[k], generator)
-        return self.means[k] + (self._axes[k] @ scaled[..., None])[..., 0]
+        level = per_item(sigma, self.means)
+        scaled = (self._variances[k] + level**2).sqrt() * noise_like(self.means[k], generator)
+        slices = zip(
+            k.split(TABLE // len(self._axes[0]) ** 2 + 1),
+            scaled.split(TABLE // len(self._axes[0]) ** 2 + 1),
+            strict=True,
+        )
+        return self.means[k] + torch.cat([(self._axes[part] @ s[..., None])[..., 0] for part, s in slices])
 
     def product(self, x: Tensor, bandwidth: float) -> GaussianMixture:
         """The density ∝ p(y) N(y; x, λ²I) for one point x of shape (d,), again a mixture; `bandwidth` is λ (Eq. 8).
@@ -63,33 +72,35 @@ class GaussianMixture:
         if x.shape != self.means.shape[1:]:
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be one point, {tuple(self.means.shape[1:])}")
         λ = per_item(bandwidth, x[0], "bandwidth", positive=True)
+        if not (x.isfinite().all() and 0 < λ**2 < math.inf):
+            raise ValueError(f"x, bandwidth are {x.tolist()}, {float(λ)}; x and the bandwidth's square must be finite")
         shrink = λ**2 / (self._variances + λ**2)
         means = x + _along(self._axes, shrink, self.means - x)
-        weights = self._log_joint(x[None], λ)[0].softmax(-1)
+        weights = self._log_joint((x - self._centre)[None], λ)[0].softmax(-1)
         covariances = (self._axes * (self._variances * shrink)[:, None]) @ self._axes.mT
         alive = weights > 0
         return GaussianMixture(weights[alive], means[alive], covariances[alive])
 
     def _rows(self, x: Tensor, sigma: float | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Slices of x as (m, d) float64 with their σ: () where all points share one, else (m, 1, 1)."""
-        d = self.means.shape[1]
-        if x.shape[-1:] != (d,):
-            raise ValueError(f"points have shape {tuple(x.shape)}; their last axis must be {d}")
-        points = x.double()
+        """Slices of x − centre as (m, d) float64 with their σ: () where all points share one, else (m, 1, 1)."""
+        K, d = self.means.shape
+        if x.shape[-1:] != (d,) or not x.is_floating_point():
+            raise ValueError(f"points have shape {tuple(x.shape)}, {x.dtype}; their last axis must be {d}, of floats")
+        points = x.double() - self._centre.to(x.device)
         level = per_item(sigma, points)
         if level.ndim and level.shape[-1] != 1:
             raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within a point")
         points = points.reshape(-1, d)
         if level.numel() == 1:
-            size = max(1, TABLE // len(self.weights))
+            size = max(1, TABLE // (K + d**2))
             yield from ((part, level.reshape(())) for part in points.split(size))
         else:
-            size = max(1, TABLE // (len(self.weights) * d))
+            size = max(1, TABLE // (K * d))
             levels = level.expand(*x.shape[:-1], 1).reshape(-1, 1, 1)
             yield from zip(points.split(size), levels.split(size), strict=True)
 
     def _log_joint(self, y: Tensor, s: Tensor) -> Tensor:
-        """log w_k N(y; μ_k, Σ_k + σ²I), (m, K)."""
+        """log w_k N(y; μ_k, Σ_k + σ²I), (m, K), with y and μ_k relative to the centre."""
         weights, μ, e, Q = self._on(y.device)
         v = e + s**2
         constant = weights.log() - (2 * math.pi * v).log().sum(-1) / 2
@@ -118,11 +129,11 @@ class GaussianMixture:
                 A = (Q * g[:, None]) @ Q.mT
                 mixed = ((posterior @ A.flatten(1)).unflatten(-1, A.shape[1:]) @ y[..., None])[..., 0]
                 mixed = mixed - posterior @ (A @ μ[..., None])[..., 0]
-            parts.append(mixed + posterior @ μ if keep_mean else mixed)
+            parts.append(mixed + posterior @ μ + self._centre.to(y.device) if keep_mean else mixed)
         return torch.cat(parts).to(x.dtype).reshape(x.shape)
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(t.to(device) for t in (self.weights, self.means, self._variances, self._axes))
+        return tuple(t.to(device) for t in (self.weights, self.means - self._centre, self._variances, self._axes))
 
 
 def _residuals(Q: Tensor, y: Tensor, μ: Tensor) -> Tensor:
@@ -136,7 +147,7 @@ def _along(Q: Tensor, g: Tensor, v: Tensor) -> Tensor:
     return (Q @ (g[..., None] * (Q.mT @ v[..., None])))[..., 0]
 
 
-def _check(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+def _check(weights: Tensor, means: Tensor, covariances: Tensor, asymmetry: float) -> None:
     K, d = means.shape if means.ndim == 2 else (0, 0)
     if K == 0 or d == 0 or weights.shape != (K,) or covariances.shape != (K, d, d):
         shapes = ", ".join(str(tuple(t.shape)) for t in (weights, means, covariances))
@@ -147,8 +158,8 @@ def _check(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
     if not (weights > 0).all():
         raise ValueError(f"weights contains {weights.min().item()}; every weight must be > 0")
     largest = covariances.abs().amax((1, 2))
-    k = int(((covariances - covariances.mT).abs().amax((1, 2)) - 1e-9 * largest).argmax())
-    if not torch.allclose(covariances[k], covariances[k].mT, rtol=0, atol=1e-9 * float(largest[k])):
+    k = int(((covariances - covariances.mT).abs().amax((1, 2)) - asymmetry * largest).argmax())
+    if not torch.allclose(covariances[k], covariances[k].mT, rtol=0, atol=asymmetry * float(largest[k])):
         raise ValueError(f"covariances[{k}] is {covariances[k].tolist()}; it must be symmetric")
     lowest = torch.linalg.eigvalsh(covariances)[:, 0]
     if not (lowest > 0).all():

@@ -45,7 +45,8 @@ def product_denoiser(denoise: Denoiser, x: Tensor, bandwidth: float | Tensor) ->
         D_q(z; σ | x) = D((λ²z + σ²x)/(λ² + σ²); λσ/√(λ² + σ²))
 
     `x` has shape (*batch, *event); z may carry further axes on the left (N samples for each x). `bandwidth` is λ, the
-    kernel's standard deviation: a number, or a tensor whose shape is a prefix of x's. As λ → ∞ this is `denoise`.
+    kernel's standard deviation: a number, or a tensor whose shape is a prefix of x's. As λ → ∞ this is `denoise`. The
+    model is never asked about a noise level above λ.
 
     Raises:
         ValueError: a bandwidth that is NaN or not positive.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf
 
 import torch
 from torch import Tensor
@@ -26,10 +27,13 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
+    if not 0 < rho < float("inf"):
+        raise ValueError(f"rho is {rho}; it must be > 0")
     if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(f"sigma_min, sigma_max are {sigma_min}, {sigma_max}; they must be 0 < sigma_min < sigma_max")
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64) ** (1 / rho)
     levels = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps, dtype=torch.float64)) ** rho
+    levels[-1], levels[0] = sigma_min, sigma_max  # rounding would move the ends by an ulp; one step starts at the top
     return torch.cat([levels, levels.new_zeros(1)])
 
 
@@ -78,13 +82,17 @@ def descending(sigmas: Tensor, solver: str) -> list[float]:
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; it may be one of {', '.join(SOLVERS)}")
     levels = torch.as_tensor(sigmas).tolist()
-    if len(levels) < 2 or levels[-1] < 0 or not all(high > low for high, low in pairwise(levels)):
-        raise ValueError(f"sigmas are {levels}; they must be two or more, strictly descending, the last one >= 0")
+    falling = all(inf > high > low for high, low in pairwise(levels))
+    if len(levels) < 2 or levels[-1] < 0 or not falling:
+        raise ValueError(
+            f"sigmas are {levels}; they must be two or more, finite, strictly descending, the last one >= 0"
+        )
     return levels
 
 
 @torch.no_grad()
 def _integrate(denoise: Denoiser, z: Tensor, levels: list[float], solver: str) -> Iterator[Tensor]:
+    z = z.detach()
     yield z
     for here, there in pairwise(levels):
         z = solver_step(denoise, z, here, there, solver)

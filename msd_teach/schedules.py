@@ -23,7 +23,7 @@ Weight = Callable[[Tensor], Tensor]
 def linear(start: float, end: float) -> Schedule:
     """Falls from `start` to `end` at a constant rate (the paper's choice in 2-D)."""
     _check_ends(start, end)
-    return lambda progress: start + (end - start) * progress
+    return lambda progress: start * (1 - progress) + end * progress
 
 
 def geometric(start: float, end: float) -> Schedule:
@@ -45,9 +45,11 @@ def _check_ends(start: float, end: float) -> None:
 
 def check_falling(schedule: Schedule, name: str) -> None:
     """Refuses a schedule that rises, reaches 0 or is not finite anywhere on a fine grid of progress."""
+    if not callable(schedule):
+        raise ValueError(f"{name} is {schedule}; it must be a function of progress, such as linear({schedule}, .003)")
     values = [float(schedule(i / 256)) for i in range(257)]
     for i, (now, then) in enumerate(zip(values, [values[0], *values], strict=False)):
-        if not 0 < now <= then < math.inf:
+        if not 0 < now <= then * (1 + 1e-12) < math.inf:
             raise ValueError(f"{name} is {now:g} at progress {i / 256:.3f}; it must be positive and may never increase")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .denoisers import Denoiser, counted
 from .product import KERNELS, sample_product
-from .sampling import invert, solver_step, vp_sigma
+from .sampling import descending, invert, solver_step, vp_sigma
 from .schedules import Schedule, SigmaLaw, Weight, check_falling, dreamfusion_weight, linear, uniform_time
 from .tensors import noise_like, per_item
 
@@ -38,10 +38,10 @@ class Method(Protocol):
 def _draw(
     law: SigmaLaw, x: Tensor, samples: int, progress: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """σ of shape (samples, batch) and z = x + σn of shape (samples, *x.shape)."""
+    """σ of shape (samples, batch), in float64, and z = x + σn of shape (samples, *x.shape)."""
     device = x.device if generator is None else generator.device
     u = torch.rand(samples, len(x), dtype=torch.float64, device=device, generator=generator)
-    sigma = law(u, progress).to(x)
+    sigma = law(u, progress).to(x.device)
     stack = x.expand(samples, *x.shape)
     return sigma, stack + per_item(sigma, stack) * noise_like(stack, generator)
 
@@ -57,6 +57,9 @@ class SDS:
     sigma: SigmaLaw = field(default_factory=uniform_time)
     weight: Weight = dreamfusion_weight
     samples: int = 1
+
+    def __post_init__(self):
+        _at_least_one("samples", self.samples)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         denoise = counted(denoise)
@@ -99,8 +102,12 @@ class SDI:
     steps: int = 10
     noise: float = 0.3
 
+    def __post_init__(self):
+        _at_least_one("steps", self.steps)
+        check_falling(self.time, "time")
+
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        prior, back = counted(denoise), counted(self.inversion or denoise)
+        prior, back = counted(denoise), counted(denoise if self.inversion is None else self.inversion)
         t = min(self.time(progress) + _uniform(generator) / self.steps, 1.0)
         grid = [i / self.steps for i in range(self.steps) if i / self.steps < t] + [t]
         levels = vp_sigma(torch.tensor(grid, dtype=torch.float64)).tolist()
@@ -125,8 +132,14 @@ class ISM:
     interval: float = 0.05
     times: tuple[float, float] = (0.07, 0.98)
 
+    def __post_init__(self):
+        _at_least_one("steps", self.steps)
+        if not 0 < self.interval <= self.times[0] <= self.times[1] <= 1:
+            said = f"interval, times are {self.interval}, {self.times}"
+            raise ValueError(f"{said}; they must be 0 < interval <= low <= high <= 1")
+
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        prior, back = counted(denoise), counted(self.uncond or denoise)
+        prior, back = counted(denoise), counted(denoise if self.uncond is None else self.uncond)
         low, high = self.times
         t = low + (high - low) * _uniform(generator)
         grid = torch.linspace(0, t - self.interval, self.steps + 1, dtype=torch.float64)
@@ -175,6 +188,10 @@ class MSD:
 
     def __post_init__(self):
         check_falling(self.bandwidth, "bandwidth")
+        _at_least_one("samples", self.samples)
+        descending(self.sigmas, self.solver)
+        if self.inversion is not None and self.kernel != "exponential":
+            raise ValueError(f"inversion belongs to kernel='exponential'; kernel is {self.kernel!r}")
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; it may be one of {', '.join(KERNELS)}")
 
@@ -189,6 +206,11 @@ class MSD:
             denoise, stack, λ, self.sigmas, self.kernel, self.clock, self.interval, centre, self.solver, generator
         )
         return Target(y.mean(0), 1.0, self.samples * denoise.calls + spent, λ)
+
+
+def _at_least_one(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} is {count}; it must be at least 1")
 
 
 def _uniform(generator: torch.Generator | None) -> float:

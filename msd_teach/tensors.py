@@ -8,28 +8,38 @@ import torch
 from torch import Tensor
 
 
-def per_item(value: float | Tensor, like: Tensor, name: str = "sigma", positive: bool = False) -> Tensor:
-    """A noise level, bandwidth or weight that broadcasts against `like` of shape (*batch, *event).
+def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
+    """`value`, a number or a tensor whose shape is a prefix of `like.shape`, so that it broadcasts against `like`.
 
-    `value` is a number or a tensor whose shape is a prefix of `like.shape` (an axis of length 1 stretches);
-    axes of length 1 are appended on its right.
+    An axis of length 1 stretches; axes of length 1 are appended on the right.
+
+    Raises:
+        ValueError: a shape that is no prefix, or a `like` of whole numbers.
+    """
+    if not like.is_floating_point():
+        raise ValueError(f"points have dtype {like.dtype}; it must be a floating-point type")
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=like.dtype)  # a CPU scalar meets any device without a copy
+    prefix = like.shape[: value.ndim]
+    if value.ndim > like.ndim or any(have not in (1, want) for have, want in zip(value.shape, prefix, strict=True)):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a prefix of {tuple(like.shape)}")
+    return value.to(like).reshape((*value.shape, *[1] * (like.ndim - value.ndim)))
+
+
+def per_item(value: float | Tensor, like: Tensor, name: str = "sigma", positive: bool = False) -> Tensor:
+    """A noise level, bandwidth or weight for `like` of shape (*batch, *event): `right_pad`, after a look at its sign.
 
     Raises:
         ValueError: NaN, below zero (or zero, where `positive`), or a shape that is no prefix.
     """
     wanted = "> 0" if positive else ">= 0"
-    if not isinstance(value, Tensor):
-        if math.isnan(value) or value < 0 or (positive and value == 0):
-            raise ValueError(f"{name} is {value}; it must be {wanted}")
-        return torch.tensor(float(value), dtype=like.dtype)  # a CPU scalar meets any device without a copy
-    level = value.to(dtype=like.dtype, device=like.device)
-    refused = ~(level > 0) if positive else ~(level >= 0)
-    if refused.any():
-        raise ValueError(f"{name} contains {level[refused].flatten()[0].item()}; every value must be {wanted}")
-    prefix = like.shape[: level.ndim]
-    if level.ndim > like.ndim or any(have not in (1, want) for have, want in zip(level.shape, prefix, strict=True)):
-        raise ValueError(f"{name} has shape {tuple(level.shape)}; it must be a prefix of {tuple(like.shape)}")
-    return level.reshape(*level.shape, *[1] * (like.ndim - level.ndim))
+    if isinstance(value, Tensor):
+        refused = ~(value > 0) if positive else ~(value >= 0)
+        if refused.any():
+            raise ValueError(f"{name} contains {value[refused].flatten()[0].item()}; every value must be {wanted}")
+    elif math.isnan(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} is {value}; it must be {wanted}")
+    return right_pad(value, like, name)
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -45,7 +45,7 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 r"""
 **Predict.** Points start on a lattice. Twelve times each is replaced by its denoised self, while λ falls from .1 to .003. The density is a tree of a thousand thin Gaussians. Three denoisers are asked: the tree's own, that of 2000 samples of it, and one that is
-pushed away from a second tree (*guidance*, chapter 6). Where will each leave the points?
+pushed away from a second tree (*guidance*, chapter 06). Where will each leave the points?
 """
 
 # %%
@@ -71,12 +71,12 @@ for ax, denoise in zip(axes[1:], denoisers.values(), strict=True):
 figures.show(
     fig,
     alt="Four views of the plane. First, a lattice of points over two trees drawn in ink. Then the points after twelve steps of mean "
-    "shift under three denoisers of tree A: all on its branches; guidance empties the trunk that tree B shares.",
+    "shift under three denoisers of tree A: all on its branches; guidance thins out the trunk near the root, where tree B begins.",
 )
 
 # %% [markdown]
 r"""
-All three put every point on a branch, though no two agree on where. The formula gathers them at forks and along limbs; the samples show their own grain; guidance leaves the trunk, which the other tree shares. The inner loop is one line, the same for all three, and in chapter 8 it is the same for Stable Diffusion.
+All three put every point on a branch, though no two agree on where. The formula gathers them at forks and along limbs; the samples show their own grain; guidance clears the lower half of the trunk, next to the root where the other tree begins. The inner loop is one line, the same for all three, and in chapter 08 it is the same for Stable Diffusion.
 
 ### Break it: begin too wide
 
@@ -114,7 +114,7 @@ assert error < 1e-12
 
 # %% [markdown]
 r"""
-If that printed an error near 1e-16, all is well. A GPU is not needed before chapter 8.
+If that printed an error near 1e-16, all is well. A GPU is not needed before chapter 08.
 
 ## How to read a chapter
 
@@ -128,7 +128,7 @@ Every figure follows a question marked **Predict**. Answer it, even wrongly, bef
 | ★, ★★, ★★★ | an exercise, and how hard it is. Write your code in the stub; the checker prints *not yet*, says what is wrong, or gives your error. The solution is folded away below |
 | (8) | an equation of the paper, with its number there; ours carry their chapter, as in (M1.2) |
 
-Sizes and numbers of steps come from `budget.pick(smoke=…, laptop=…, gpu=…)`. The environment variable `MSD_TEACH_BUDGET` chooses: `smoke` runs the tests in seconds, `laptop` made the published book on two cores, `gpu` uses the sizes of the paper. A figure made at `smoke` says so in its corner.
+Sizes and numbers of steps come from `budget.pick(smoke=…, laptop=…, gpu=…)`. The environment variable `MSD_TEACH_BUDGET` chooses: `smoke` runs the tests in seconds, `laptop` made the published book on two cores, `gpu` uses larger sizes, the paper's where it gives them. A figure made at `smoke` says so in its corner.
 
 ## Notation
 
@@ -196,7 +196,7 @@ checks.bandwidth_from_paper(bandwidth_from_paper)
 r"""
 ### Open task 0 · Your own density
 
-Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points drawn from a picture with `image_density(picture, 5000)` and given to `IdealDenoiser`. Find a density on which the three panels differ as much as possible, and say why before you read on.
+Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points drawn from a picture with `image_density(picture, 5000)` and given to `IdealDenoiser`. (The third panel also needs a second density, one to be guided away from.) Find a density on which the three panels differ as much as possible, and say why before you read on.
 
 ## Road map
 
@@ -221,5 +221,5 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 
 ## What's next
 
-Chapter 1 derives that one line, and proves that it always goes up. The references of all chapters are on the page *References*.
+Chapter 01 derives that one line, and proves that it always goes up. The references of all chapters are on the page *References*.
 """

@@ -87,7 +87,7 @@ Where does $p_\lambda$ have its summits? Differentiate under the integral. The G
 
 $$
 \begin{aligned}
-\nabla p_\lambda(x) &= \int \nabla_x\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy \\
+\nabla p_\lambda(x) &= \int \nabla_x\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy \cr
 &= -\frac1{\lambda^2}\int (x-y)\,\mathcal N(x-y;\lambda^2 I)\,p(y)\,dy.
 \end{aligned} \tag{3, 4}
 $$
@@ -169,7 +169,7 @@ ascent crawls; dividing by $p_\lambda$ undoes that.
 
 There is a second reading. Draw a clean point $y\sim p$ and blur it, $x = y + \lambda n$ with $n\sim\mathcal N(0, I)$. By Bayes' rule the density of $y$ given $x$ is proportional to
 $p(y)\,\mathcal N(x-y;\lambda^2 I)$, and Eq. 5 is its mean. **The mean-shift step is a denoiser**, $x' = D(x;\lambda) = \mathbb E[y\mid x]$. The library gives it for a mixture in closed form, as `mixture.denoise(x, λ)`,
-and for data as `IdealDenoiser(points)(x, λ)`. Chapter 2 follows this thread; here we only use the two functions.
+and for data as `IdealDenoiser(points)(x, λ)`. Chapter 02 follows this thread; here we only use the two functions.
 
 ```{admonition} Erratum: Eq. 6
 :class: warning
@@ -699,7 +699,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-At the small end the method has learned the training set by heart: every datum is a mode and moves nowhere. Chapter 2 meets the same failure under the name *memorisation*. A plateau, here at five, is the usual sign of a bandwidth that sees structure; nobody guarantees that there is one.
+At the small end the method has learned the training set by heart: every datum is a mode and moves nowhere. Chapter 02 meets the same failure under the name *memorisation*. A plateau, here at five, is the usual sign of a bandwidth that sees structure; nobody guarantees that there is one.
 
 ## The colours of a photograph
 
@@ -858,5 +858,5 @@ from λ = .3 wins the first and loses the second. Find the schedule that you wou
 
 ## What's next
 
-Chapter 2 takes the second reading of Eq. 5 seriously: the step is a *denoiser*, the one a perfect diffusion model would learn from the data, and a sampler is made of nothing else. The references of all chapters are on the page *References*.
+Chapter 02 takes the second reading of Eq. 5 seriously: the step is a *denoiser*, the one a perfect diffusion model would learn from the data, and a sampler is made of nothing else. The references of all chapters are on the page *References*.
 """

@@ -76,7 +76,7 @@ $$
 $$
 
 The noise cancels and a **target** is left. SDS pulls $x$ towards the denoised version of a noisy $x$; it is the gradient of $\tfrac12 w\,|x - \operatorname{sg}[D(x+\sigma\epsilon;\sigma)]|^2$, where sg (*stop gradient*) means that the target
-is taken for a constant. All that distinguishes the recipes in use is the weight of this pull:
+is taken for a constant. What distinguishes the recipes in use is the law of $\sigma$ and the weight of this pull; first the weight, with $\bar\alpha = \alpha^2$:
 
 | recipe | in Eq. 1 | weight $w(\sigma)$ of $x - D$ |
 |---|---|---|
@@ -153,7 +153,7 @@ $$
 \mathcal L_\text{SDS}(x) = -\,\mathbb E_{\sigma, n}\bigl[\,w(\sigma)\,\sigma^2\,\log p_\sigma(x + \sigma n)\bigr]. \tag{M3.2}
 $$
 
-Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Level by level, and up to a constant, it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well
+Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Level by level, up to the factor $w\sigma^2$ and a constant, it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well
 a *blob* of width $\sigma$ around $x$ fits under the blurred density. And the logarithm punishes: where part of the blob sticks out into the void, $\log p_\sigma$ is very negative there, and $x$ must move until the whole blob is covered.
 
 In two dimensions the averages over $\sigma$ and $n$ are sums over fine grids, in the library as `sds_potential` and `sds_field`. Three routes to one vector must agree: the field's own quadrature, differences of the potential, and a plain Monte-Carlo mean of the thing that SDS really does.
@@ -183,7 +183,7 @@ DreamFusion's weight $w = \sigma/(1+\sigma^2) \le \tfrac12$. This settles an odd
 :class: warning
 
 It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1 \le -\tfrac12$ in every direction: it has no
-minimum at all, and every run leaves for infinity. The line was probably copied from Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
+minimum at all, and every run leaves for infinity. It is the line of Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
 ```
 """
 
@@ -295,7 +295,7 @@ for law_name, law in laws.items():
 # %% [markdown]
 r"""
 The weight. With the usual one practically the whole budget is spent on noise that swallows the data, and it is all one how $\sigma$ is drawn. Only with the $1/\sigma$ of Eq. 1 do small levels get a few per cent; the minimum moves towards the trunk, and now the law matters, too.
-(The two last rows are good to about half a nat, since $1/\sigma$ makes the quadrature converge slowly.) The eight versions differ by more than twenty nats. A table that says "SDS" and a number is hard to compare with unless it says which of the eight.
+(The two last rows are good to about a nat, since $1/\sigma$ makes the quadrature converge slowly.) The eight versions differ by more than twenty nats. A table that says "SDS" and a number is hard to compare with unless it says which of the eight.
 
 Is the fractal a malicious choice?
 
@@ -324,7 +324,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Always at the mean. Whether that is a phantom depends on whether the density happens to have something in its middle. A picture's mean is a grey blur, which is one half of why SDS makes blurred images; the other half comes below.
+Always at the mean. Whether that is a phantom depends on whether the density happens to have something in its middle. A picture's mean is a grey blur, which may be one half of why SDS blurs images; a candidate for the other half comes below.
 
 ## Why the mean
 
@@ -394,11 +394,11 @@ figures.show(
 
 # %% [markdown]
 r"""
-At $\sigma = 0.7\,a$ the blurred density still has two clean modes. SDS has one, in the void between them. It needs noise below $0.685\,a$ to tell two masses apart, whichever weight it uses; with a *range* of levels, those above win.
+At $\sigma = 0.7\,a$ the blurred density still has two clean modes. SDS has one, in the void between them. It needs noise below $0.685\,a$ to tell two masses apart, at a single level, whatever its weight. With a *range* of levels the weight decides: with DreamFusion's the high levels win, with the $1/\sigma$ of Eq. 1 the low ones can.
 
 ### Exercise 3.2 · Two modes with a width (★★, 15 min)
 
-Real modes are not points. Let $p = \tfrac12\mathcal N(-a, s^2) + \tfrac12\mathcal N(a, s^2)$ in one dimension. Return the curvature at 0 of $-\sigma^2\,\mathbb E_n\log p_\sigma(\sigma n)$, as a float. Mind that two widths come in: the blurred components have the variance $v = s^2 + \sigma^2$, the second blur only $\sigma^2$. With
+Real modes are not points. Let $p = \tfrac12\mathcal N(-a, s^2) + \tfrac12\mathcal N(a, s^2)$ in one dimension. Return the second derivative at $x = 0$ of $-\sigma^2\,\mathbb E_n\log p_\sigma(x + \sigma n)$, as a float. Mind that two widths come in: the blurred components have the variance $v = s^2 + \sigma^2$, the second blur only $\sigma^2$. With
 it the solution asks: can wide modes survive more noise than narrow ones?
 """
 
@@ -485,7 +485,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and near the minimum nearly every other step goes backwards. Mean shift draws nothing; its share and its scatter are 0.
+SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and a hundredth away from the minimum two steps in five go backwards. Mean shift draws nothing; its share and its scatter are 0.
 
 ```{admonition} Erratum: the SDS gradient of Section 4.1
 :class: warning
@@ -528,7 +528,7 @@ assert away > 2
 
 # %% [markdown]
 r"""
-The mean at the phantom is zero without $-\epsilon$, too, but it takes far more samples to see it. The paper's Table 1 compares variances; which gradient went into it decides the result.
+The mean at the phantom is zero without $-\epsilon$, too, but it takes far more samples to see it. The paper's Table 1 divides by the mean square error; it does not say which of these gradients went into it.
 
 ## It never settles
 
@@ -582,7 +582,7 @@ for eta in (0.5, 2.0):
 
 # %% [markdown]
 r"""
-The cloud is several twigs wide, and it has nothing to do with the twigs. It shrinks only with $\eta$ or with more samples an update. That is the other half of the blur, and it is why "run it longer" does not help.
+The cloud is several twigs wide, and it has nothing to do with the twigs. With this law and weight it shrinks only with $\eta$ or with more samples an update. That may be the other half of the blur, and it is why "run it longer" does not help.
 
 The paper uses Adam, 150 steps at rate 0.08. Here is how far points still move in ten steps, during a run twice as long. The third curve has no noise at all: its "method" is five lines, since a method is anything that returns a target.
 
@@ -634,7 +634,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-A run of SDS ends when you stop it. After fifty steps nothing changes any more but the noise, and a plot of the loss would not tell you. The two runs without noise converge, both at the pace of Adam, so the restlessness is not the optimiser's. Sixteen samples help, but by less than four: Adam divides by $\sqrt v$, and where the noise is four times smaller the effective step is longer.
+A run of SDS ends when you stop it. After seventy steps nothing changes any more but the noise, and a plot of the loss would not tell you. The two runs without noise converge, both at the pace of Adam, so the restlessness is not the optimiser's. Sixteen samples help, but by less than four: Adam divides by $\sqrt v$, and where the noise is four times smaller the effective step is longer.
 
 The dash-dotted curve is the one to remember. Take all the noise out of SDS, and it converges quickly and reliably, to the phantom. Variance can be bought off with samples. The bias stays.
 
@@ -673,7 +673,7 @@ Ten steps are enough to lose every branch. A method whose update vanishes at goo
 
 ## Break it: more guidance
 
-DreamFusion's answer to all this was guidance with $s = 100$. Guided scores are linear in the two scores, $D_g = u + s\,(c - u)$, and so is everything that we averaged: the field of guided SDS is exactly $s\,F_A - (s-1)\,F_{AB}$, with $F_A$ from class A and $F_{AB}$ from both classes. No new computation is needed.
+DreamFusion's answer to all this was guidance with a weight of 100. Guided scores are linear in the two scores, $D_g = u + s\,(c - u)$, and so is everything that we averaged: the field of guided SDS is exactly $s\,F_A - (s-1)\,F_{AB}$, with $F_A$ from class A and $F_{AB}$ from both classes. No new computation is needed.
 
 **Predict.** Class A lies in the upper right; the mean of both classes is near the origin. Where does guidance push the phantom?
 """
@@ -719,7 +719,7 @@ $$
 x^* = \frac{s\,k_A\,\mu_A - (s-1)\,k_{AB}\,\mu_{AB}}{s\,k_A - (s-1)\,k_{AB}}. \tag{M3.6}
 $$
 
-Means and variances explain the walk to about a tenth of its length; not one branch of the fractal comes into it. On images such an overshoot shows as oversaturated colours.
+Means and variances explain the walk to about a tenth of its length; not one branch of the fractal comes into it. On images such an overshoot might be what we see as oversaturated colours (chapter 09).
 
 ## Seven targets, one loop
 
@@ -774,7 +774,7 @@ print(f"SDI's first inversion step: σ = {ladder[0]:.3f} → {ladder[1]:.3f}, x 
 figures.show(
     fig,
     alt="End points of eight methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in "
-    "another gap. VSD: as wide as the data, blurred. ISM near the trunk, some astray. Annealed SDS, mean shift and MSD on the trunk.",
+    "another gap. VSD: as wide as the data, blurred. ISM on the branches beside the trunk, some astray. Annealed SDS, mean shift and MSD on the trunk.",
 )
 
 # %% [markdown]
@@ -783,7 +783,7 @@ Read the table from the end. **Mean shift** gathers everything on the densest sp
 
 All three score far below the samples of $p$. They should: they seek modes, and a mode is more likely than a sample. It also means that the variety is gone, as the spread shows.
 
-**VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments. **ISM** mostly finds the trunk; two points of one path agree in most of what is random.
+**VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments. **ISM** mostly finds the first branches beside the trunk; two points of one path agree in most of what is random.
 
 **SDI** lands in the void, very reliably. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. Its settings come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by this panel.
 
@@ -839,7 +839,7 @@ figures.show(
 r"""
 (c) is confirmed. In the paper's Table 2 the ideal denoiser's SDS has 36 nats; here it is about 22, and nearer 30 for single samples with the weight of Eq. 1. (b) is confirmed, with a remark: guidance drops whole branches, and its score is *worse* than that of the unguided sampler, since it crowds the thin outer twigs and overshoots some. The paper's −1.85 for DDIM lies below the entropy, as chapter 02 noticed.
 
-(d) differs in kind. MSD is on the density, as promised, and its score beats the paper's −1.32. But its points gather on the trunk, while the paper's still cover a third of the density (recall 0.33). The reason is in the bandwidth: at the first λ, 0.22 as a standard deviation, the fractal has a single mode, and 150 steps of Adam are plenty to get there. Which reading of the paper's sampler would spread them is a question for chapters 05 and 06.
+(d) differs in kind. MSD is on the density, as promised, and its score beats the paper's −1.32. But its points gather on the trunk, while the paper's still cover a third of the density (recall 0.33). The likely reason is the bandwidth: at the first λ, 0.22 as a standard deviation, the fractal has a single mode, and 150 steps of Adam are plenty to get there. Which reading of the paper's sampler would spread them is a question for chapters 05 and 06.
 
 ## Play with it
 
@@ -881,9 +881,9 @@ r"""
 ## Take-aways
 
 - SDS pulls $x$ towards $D(x + \sigma n; \sigma)$. Its recipes differ in the law of $\sigma$ and in one weight, and the weight decides more.
-- It descends $-\mathbb E[w\sigma^2\log p_\sigma(x + \sigma n)]$: a blur, a logarithm, another blur. Two modes at $\pm a$ merge at $\sigma = 0.685\,a$, where mean shift still tells them apart.
+- It descends $-\mathbb E[w\sigma^2\log p_\sigma(x + \sigma n)]$: a blur, a logarithm, another blur. Two point masses at $\pm a$ merge at $\sigma = 0.685\,a$, where mean shift still tells them apart.
 - With the usual weights the minimum is near the mean of the data. Where the density has a gap there, it is a phantom mode. Guidance moves it; it does not bring it back.
-- Far away SDS steps are nearly all right; near the end they are as good as a coin. The cloud that remains is predicted by a linear recursion.
+- Far away SDS steps are nearly all right; near the end two in five go backwards. The cloud that remains is predicted by a linear recursion.
 - More samples remove the variance, not the bias. Annealing the noise level removes most of the bias.
 
 ## What's next

@@ -133,10 +133,10 @@ figures.show(
 
 # %% [markdown]
 r"""
-Neither: on the branches, the number grows *sixteenfold* (right) although the share of useful samples falls only fourfold (middle). The error is measured against $m$, and $m$ shrinks like $\lambda^2$ while the scatter of the average shrinks like λ. Collect the powers in (M4.1) and (M4.2) for a smooth density:
+Neither: on the branches, once λ is smaller than they are thick, the number grows *sixteenfold* (right) although the share of useful samples falls only fourfold (middle). The error is measured against $m$, and $m$ shrinks like $\lambda^2$ while the scatter of the average shrinks like λ. Collect the powers in (M4.1) and (M4.2) for a smooth density:
 
 $$
-N \;\to\; \frac{d}{2\,\delta^2\,|\nabla\log p|^2\,p(x)}\; \lambda^{-2}\,(4\pi\lambda^2)^{-d/2} \;\propto\; \lambda^{-(d+2)}, \tag{M4.3}
+N \;\sim\; \frac{d}{2\,\delta^2\,|\nabla\log p|^2\,p(x)}\; \lambda^{-2}\,(4\pi\lambda^2)^{-d/2} \;\propto\; \lambda^{-(d+2)}, \tag{M4.3}
 $$
 
 for a relative error δ. In the gap there is no power law but a wall: $p(x)$ itself is in the denominator, and it is nearly zero. And look at the markers in the middle panel that leave their curve and stay near "one sample": the *estimated* effective size cannot fall below one, and so looks best where the estimate is worst. It has found the nearest sample and sees nothing else.
@@ -206,12 +206,12 @@ For a Gaussian mixture the product is another mixture. One component times the k
 
 $$
 \begin{aligned}
-\mathcal N(y; \mu_k, \Sigma_k)\,\mathcal N(y; x, \lambda^2 I) &= \underbrace{\mathcal N(x; \mu_k, \Sigma_k + \lambda^2 I)}_{\text{into the weight}}\; \mathcal N\bigl(y;\, \mu_k', \Sigma_k'\bigr), \\
+\mathcal N(y; \mu_k, \Sigma_k)\,\mathcal N(y; x, \lambda^2 I) &= \underbrace{\mathcal N(x; \mu_k, \Sigma_k + \lambda^2 I)}_{\text{into the weight}}\; \mathcal N\bigl(y;\, \mu_k', \Sigma_k'\bigr), \cr
 \Sigma_k'^{-1} = \Sigma_k^{-1} + \lambda^{-2}I, \quad \mu_k' &= \Sigma_k'\bigl(\Sigma_k^{-1}\mu_k + \lambda^{-2}x\bigr).
 \end{aligned} \tag{M4.4}
 $$
 
-That is `p.product(x, λ)`, and it will referee every sampler of this chapter. Two facts hold for *any* density, since $q_\lambda$ is the posterior of $y$ given a noisy look $x = y + \lambda n$ (chapter 01, M4):
+That is `p.product(x, λ)`, and it will referee every sampler of this chapter. Two facts hold for *any* density, since $q_\lambda$ is the posterior of $y$ given a noisy look $x = y + \lambda n$ (M1.4):
 
 $$
 \mathbb E_q[y] = D(x; \lambda), \qquad \operatorname{Cov}_q[y] = \lambda^2\, \frac{\partial D}{\partial x}(x; \lambda). \tag{M4.5}
@@ -271,7 +271,7 @@ $$
 
 ```{admonition} Erratum: Eq. 9
 :class: warning
-The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away* from $x$. With $G_\lambda(u) = c\,e^{-|u|^2/\lambda^2}$ and $u = x - z$, the chain rule gives $\nabla_z\log G_\lambda(x - z) = -\tfrac{1}{\lambda^2}\cdot 2(x - z)\cdot(-1) = +\tfrac{2}{\lambda_\text{paper}^2}(x - z)$, and $2/\lambda_\text{paper}^2 = 1/\lambda^2$.
+The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away* from $x$. With $G(u) = c\,e^{-|u|^2/\lambda_\text{paper}^2}$ and $u = x - z$, the chain rule gives $\nabla_z\log G(x - z) = -\tfrac{1}{\lambda_\text{paper}^2}\cdot 2(x - z)\cdot(-1) = +\tfrac{2}{\lambda_\text{paper}^2}(x - z)$, and $2/\lambda_\text{paper}^2 = 1/\lambda^2$.
 ```
 
 ```{admonition} Erratum: Eq. 12
@@ -351,7 +351,7 @@ What is wrong with Eq. 9, then? At noise level σ the sampler needs the score of
 
 ### Where it ends instead: a referee
 
-For one Gaussian, $p = \mathcal N(0, s^2)$ and $D(z;\sigma) = s^2z/(s^2+\sigma^2)$, (M4.6) is linear, with integrating factor $h(\sigma) = \sqrt{s^2+\sigma^2}\;e^{\sigma^2/2\lambda^2}$. Solve it from $\sigma_{\max}=\infty$, where the start is forgotten entirely, and substitute $u^2 = s^2 + \sigma^2$:
+For one Gaussian, $p = \mathcal N(0, s^2)$ and $D(z;\sigma) = s^2z/(s^2+\sigma^2)$, (M4.6) is linear, where $h(\sigma) = \sqrt{s^2+\sigma^2}\;e^{\sigma^2/2\lambda^2}$. Solve it from $\sigma_{\max}=\infty$, where the start is forgotten entirely, and substitute $u^2 = s^2 + \sigma^2$:
 
 $$
 z(0) = s\int_0^\infty \frac{x\,\sigma/\lambda^2}{\sqrt{s^2+\sigma^2}}\,e^{-\sigma^2/2\lambda^2}\,\mathrm d\sigma
@@ -397,7 +397,7 @@ left.legend(loc="upper left", fontsize=9)
 figures.show(
     fig,
     alt="One Gaussian of width s. Left: draws by the sum of scores lie on one point on the erfc curve, above the true mean at every s/λ, "
-    "while exact draws scatter around the mean. Right: the mean-shift vector of the sum is too short at every ratio, most near 0.7.",
+    "while exact draws scatter around the mean. Right: the mean-shift vector of the sum is too short at every ratio, most near s/λ = 0.8.",
 )
 
 # %% tags=["check"]
@@ -431,17 +431,17 @@ Ask the question again, from the side of the data. Seeing $z = y + \sigma n$ in 
 
 $$
 \begin{aligned}
-q(y \mid z, x) &\propto p(y)\;\mathcal N(z; y, \sigma^2I)\;\mathcal N(x; y, \lambda^2 I) && \text{two independent looks}\\
-&\propto p(y)\,\exp\Bigl(-\tfrac12\bigl(\sigma^{-2}+\lambda^{-2}\bigr)|y|^2 + \bigl(\sigma^{-2}z+\lambda^{-2}x\bigr)\cdot y\Bigr) && \text{keep what depends on } y\\
-&\propto p(y)\;\mathcal N(\bar z; y, \bar\sigma^2 I) && \text{complete the square}\\
-\bar\sigma^{-2} &= \sigma^{-2}+\lambda^{-2}, \qquad \bar z = \bar\sigma^2\bigl(\sigma^{-2}z+\lambda^{-2}x\bigr) && \text{precisions add}\\
+q(y \mid z, x) &\propto p(y)\;\mathcal N(z; y, \sigma^2I)\;\mathcal N(x; y, \lambda^2 I) && \text{two independent looks}\cr
+&\propto p(y)\,\exp\Bigl(-\tfrac12\bigl(\sigma^{-2}+\lambda^{-2}\bigr)|y|^2 + \bigl(\sigma^{-2}z+\lambda^{-2}x\bigr)\cdot y\Bigr) && \text{keep what depends on } y\cr
+&\propto p(y)\;\mathcal N(\bar z; y, \bar\sigma^2 I) && \text{complete the square}\cr
+\bar\sigma^{-2} &= \sigma^{-2}+\lambda^{-2}, \qquad \bar z = \bar\sigma^2\bigl(\sigma^{-2}z+\lambda^{-2}x\bigr) && \text{precisions add}\cr
 D_q(z;\sigma\mid x) &= D(\bar z;\bar\sigma) = D\Bigl(\frac{\lambda^2z+\sigma^2x}{\lambda^2+\sigma^2};\ \frac{\lambda\sigma}{\sqrt{\lambda^2+\sigma^2}}\Bigr) && \text{one look, less noisy.}
 \end{aligned} \tag{M4.9}
 $$
 
 The denoiser of the product is the old denoiser, asked at another point and another noise level. No new term, no stiffness, no parameter; one call costs one call. (The identity appears, for another purpose, in {cite}`peng2025ncvsd`.) An ordinary sampler does the rest. Two details:
 
-- The noise level that the model sees never exceeds λ. From a bandwidth of 0.1, a model is never asked about σ above 0.1.
+- The noise level that the model sees never exceeds λ. With a bandwidth of 0.1, a model is never asked about σ above 0.1.
 - As $\sigma\to\infty$, $D_q\to D(x;\lambda)$. So the sampler starts at $D(x;\lambda)+\sigma_{\max}n$, around the mean of $q$, not around the origin.
 
 The library's `product_denoiser` is (M4.9) and nothing else; you will write it in exercise 4.2. **Predict** how well it agrees with the closed-form mixture (M4.4), which shares no code with it.
@@ -623,7 +623,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-From the mean of $q$, a $\sigma_{\max}$ of a few λ is enough. From the origin the whole cloud is shifted, by about its own spread at $\sigma_{\max} = 10\lambda$, and nothing in the picture of the cloud would tell you: it has the right width and lies on a branch.
+From the mean of $q$, a $\sigma_{\max}$ of a few λ is enough. From the origin the whole cloud is shifted, by about its own spread at $\sigma_{\max} = 10\lambda$.
 
 ## One call beats every sampler
 
@@ -685,7 +685,7 @@ right.legend(fontsize=8)
 figures.show(
     fig,
     alt="Left: relative error of m against denoiser calls, log-log. Exact sampling falls with slope −½, the exponential sampler stays "
-    "at its bias, one call has error zero. Right: signal to noise of one draw falls like λ² on the trunk and twig, grows in the gap.",
+    "at its bias, one call has error zero. Right: signal to noise of one draw falls like λ² on the trunk and twig, is largest in the gap, near λ = 0.007.",
 )
 
 # %% tags=["check"]
@@ -775,7 +775,7 @@ $$
 q^*(y) \propto p_c(y)^s\,p_u(y)^{1-s}\,\mathcal N(y; x,\lambda^2I). \tag{M4.12}
 $$
 
-No $D_g$ does that: it is not the denoiser of any density {cite}`bradley2024cfg`, so neither fact of (M4.5) survives. One thing does. (M4.9) only moves the input, and guidance is linear in the output, so the two commute: the product of guided denoisers is the guided product.
+$D_g$ does not do that {cite}`bradley2024cfg`: at σ > 0 it is not the denoiser of $p_c^s\,p_u^{1-s}$. In general it is no density's denoiser: $s\,\partial D_c - (s-1)\,\partial D_u$ can have a negative eigenvalue, and a covariance cannot. So neither fact of (M4.5) survives. One thing does. (M4.9) only moves the input, and guidance is linear in the output, so the two commute: the product of guided denoisers is the guided product.
 
 We take the simplest case, where (M4.12) is an integral on a line. The class is $\mathcal N(0.5, 0.2^2)$, "everything" is an equal mixture of it and another class at 1.5, and $x = 1$ lies exactly between them, λ = 0.3.
 
@@ -905,7 +905,7 @@ figures.show(
 r"""
 One point proves nothing. The table takes query points on class A, and off the data, uniform in the square. The referee is the weighted draws. All columns are errors over the wanted $m$, as $\sqrt{\sum_x|\text{error}|^2/\sum_x|m|^2}$: of one call, of the mean of each sampler (its bias; the scatter of the average is subtracted), and of a single draw.
 
-**Predict.** Where is one guided call nearly as good as it was without guidance?
+**Predict.** Where is one guided call still a usable step?
 """
 
 # %%
@@ -943,7 +943,7 @@ A distillation should not ask which estimator is best, but when. Chapter 06 lets
 
 ## Exercises
 
-All four stand in the text above. This one stays open.
+
 
 ### Open task 4 · A kernel that is noised as well
 
@@ -956,7 +956,7 @@ next to the exact sampler's. Is there any λ, or any guidance scale, where you w
 - $q_\lambda \propto p\cdot\mathcal N(x,\lambda^2I)$ has the mean $D(x;\lambda)$ and the covariance $\lambda^2\,\partial D/\partial x$, for any density.
 - The noisy score plus the clean kernel's score is not the score of the noised product. Its flow shrinks all randomness by $e^{-\sigma_{\max}^2/2\lambda^2}$ and ends in one biased point: a deterministic, too short mean-shift step.
 - Two looks are one look: the product has the denoiser $D\bigl(\tfrac{\lambda^2z+\sigma^2x}{\lambda^2+\sigma^2};\tfrac{\lambda\sigma}{\sqrt{\lambda^2+\sigma^2}}\bigr)$, and any sampler can use it. Start at $D(x;\lambda)$.
-- With a true $D$, one call of it beats every sampler. With a strongly guided one, any sampler beats the call, and the biased one does best.
+- With a true $D$, one call of it beats every sampler. With a strongly guided one ($s = 7.5$, on the fractal) both samplers beat the call, and the biased one does best.
 
 ## What's next
 

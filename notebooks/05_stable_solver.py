@@ -48,9 +48,9 @@ r"""
 
 Chapter 04 left us with two ways to sample $q(y \mid x) \propto p(y)\, \mathcal N(y; x, \lambda^2 I)$. One hands the sampler an exact denoiser of $q$. The other, the paper's, adds the clean kernel's score to the noisy score of the model, which turns the flow of chapter 02 into
 
-$$\frac{\mathrm dz}{\mathrm d\sigma} = \underbrace{\frac{z - D(z; \sigma)}{\sigma}}_{\text{the model}} + \underbrace{\frac{\sigma\,(z - x)}{\lambda^2}}_{\text{the kernel}}. \tag{12}$$
+$$\frac{\mathrm dz}{\mathrm d\sigma} = \underbrace{\frac{z - D(z; \sigma)}{\sigma}}_{\text{the model}} + \underbrace{\frac{\sigma\,(z - x)}{\lambda^2}}_{\text{the kernel}}. \tag{M4.6}$$
 
-(Signs and factor corrected, as derived there.) We call it the *sum flow*. Chapter 04 showed where it ends; here we ask what it costs to get there.
+(Eq. 9 in the ODE, with sign and factor corrected, as derived there.) We call it the *sum flow*. Chapter 04 showed where it ends; here we ask what it costs to get there.
 
 How fast do the two forces act? Take a small deviation $\delta z$ between neighbouring solutions, and $\ln \sigma$ as time, the natural unit of a diffusion sampler. The model's Jacobian is the posterior covariance, as in (M2.9), so
 
@@ -187,7 +187,7 @@ assert max(late) <= 1
 
 # %% [markdown]
 r"""
-The turn comes at the appointed step. And more steps make it *worse*, by a hundred orders of magnitude: each factor is smaller, but there are many more of them above 1. Refining a grid does not help until it helps completely, at several thousand steps here (exercise 5.1). Someone who checks convergence by doubling 32 to 64 will conclude that nothing can be done.
+The turn comes at the appointed step. And more steps make it *worse*: 512 of them climb some 75 orders of magnitude higher than 32: each factor is smaller, but there are many more of them above 1. Refining a grid does not help until it helps completely, at several thousand steps here (exercise 5.1). Someone who checks convergence by doubling 32 to 64 will conclude that nothing can be done.
 
 The slider below shows the same at $\lambda = 0.3$, with all three samplers. Read both panels together: grey is where Euler oscillates, orange where it explodes.
 """
@@ -317,7 +317,7 @@ This holds for steps of any length. The model's flow alone is ordinary sampling.
 
 $$z_{i+1} = x + (z_{i+1}' - x)\, e^{-h_i/\lambda^2}, \qquad h_i = \frac{\sigma_i^2 - \sigma_{i+1}^2}{2}. \tag{15}$$
 
-Mathematicians call this a Lie splitting, after the same idea for matrix exponentials: $e^{A + B} \approx e^A e^B$. The factor lies between 0 and 1 for every step and every $\lambda$. Nothing can explode.
+Mathematicians call this a Lie splitting, after the same idea for matrix exponentials: $e^{A + B} \approx e^A e^B$. The factor lies between 0 and 1 for every step and every $\lambda$. The kernel cannot explode.
 """
 
 # %% [markdown]
@@ -412,7 +412,7 @@ ax.legend()
 figures.show(
     fig,
     alt="Pathwise error of the exponential splitting against denoiser calls on log axes, with Euler and with Heun as inner solver. "
-    "Both fall with slope −1; Heun inside needs twice as many calls for the same error.",
+    "Both fall with slope −1; Heun inside needs about five times as many calls for the same error.",
 )
 
 # %% tags=["check"]
@@ -427,7 +427,7 @@ assert (radau - reference[:1]).norm() < 1e-5
 
 # %% [markdown]
 r"""
-Order 1, with either solver: the dominant error comes from taking turns, not from the turns. $e^{hA}e^{hB}$ differs from $e^{h(A+B)}$ by $\frac{h^2}{2}[A, B]$ per step, and no accuracy *within* a turn can repair that. Heun inside doubles the bill and buys nothing; here its constant is even the larger one.
+Order 1, with either solver. With Heun inside, the error comes from taking turns, not from the turns. $e^{hA}e^{hB}$ differs from $e^{h(A+B)}$ by $\frac{h^2}{2}[A, B]$ per step, and no accuracy *within* a turn can repair that. Heun inside doubles the bill and buys nothing. Here it even has the larger constant: Euler's own error is of the same order and happens to cancel part of the splitting's.
 
 ### Exercise 5.3 · Order two for nothing (★★★, 25 min)
 
@@ -464,7 +464,8 @@ for count in steps.tolist():
     symmetric.append((end - reference).norm(dim=-1).max())
 symmetric = torch.stack(symmetric)
 print("Strang, measured order:", " ".join(f"{o:.2f}" for o in (symmetric[:-1] / symmetric[1:]).log2()))
-print(f"{2 * steps[2]} calls: Lie {error['Heun inside'][2]:.1e}, Strang {symmetric[2]:.1e}")
+lie, heun = error["Euler inside"][3], error["Heun inside"][2]
+print(f"{2 * steps[2]} calls: Lie with Euler {lie:.1e}, with Heun {heun:.1e}, Strang {symmetric[2]:.1e}")
 
 # %% [markdown]
 r"""
@@ -830,11 +831,11 @@ for where, medians in off.items():
 r"""
 Take the right panel first. A state pinned to $z_i^*$ takes a model step along the flow that $z^*$ came up by, and lands on $z_{i+1}^*$. At the end of that path stands $x$. So for every $\lambda$ well below $\sigma_{\max}$ the sampler returns **what it was given**. What shift it reports is the solver's error, on the way up and down, and the sampler's last step, which denoises once at $\sigma_{\min}$. In the check $y$ tends to $D(x; \sigma_{\min})$, a mean shift of bandwidth 0.002, while we had asked for 0.1.
 
-For $x$ off the density not even that is certain. The last column of the check counts the points that do not come back, and refining the grid does not save them all: between branches the way down amplifies the smallest error, as at the watersheds of chapter 02, by more than double precision can keep. The paper says of SDI that its inversion "accumulates numerical errors during early stages of optimization". It is the same inversion.
+For $x$ off the density not even that is certain. The last column of the check counts the points that do not come back, and refining the grid does not save them all: between branches the way down amplifies the smallest error, as at the watersheds of chapter 02, by more than these grids resolve. The paper says of SDI that its inversion "accumulates numerical errors during early stages of optimization". It is the same kind of inversion.
 
 The other two panels ask whether the remedy does what it is for. Where $x$ is a clean point of the density (left) it does: the denoiser finds the noise that it is told, while with centre $x$ it finds a clean point announced as noise. The exact sampler is better than the latter but not innocent, since it takes $x$ for an observation with noise $\lambda$, and a clean $x$ has none. Where $x$ lies off the density (middle), and that is where distillation starts, things turn round. The flow up carries an improbable point to improbable noise, too much of it at every level, and it is the exact sampler whose input looks right.
 
-In the paper's use the two directions differ: guidance is applied on the way down. Then $y - x$ collects the difference between the guided and the unguided flow. That may be a good direction for images; it is not the mean shift of $p_\lambda$. And one sentence of its Section 4.5 needs care: that for small bandwidth "our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria". With this centre $z_0 \approx x$ holds at every $x$, mode or not.
+If only the way down is guided, as we assume of the paper, the two directions differ. Then $y - x$ collects the difference between the guided and the unguided flow. That may be a good direction for images; it is not the mean shift of $p_\lambda$. And one sentence of its Section 4.5 needs care: that for small bandwidth "our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria". With this centre $z_0 \approx x$ holds at every $x$, mode or not.
 
 ## All samplers in one plot
 
@@ -906,7 +907,7 @@ figures.show(
 r"""
 Three levels. The exact samplers reach the floor within a few tens of calls and stay there. Everything that integrates the sum flow, be it exponential with a few dozen calls, `LSODA` with hundreds or Euler with thousands, arrives at the same plateau: they agree with one another and not with $m$. The inversion centre is no estimate of $m$ at any price.
 
-And off the chart, in the lower left corner, the single call. With an exact denoiser nothing here beats $D(x; \lambda)$. Sampling needs another justification: the spread itself, a denoiser that errs (chapter 07), or guidance (chapter 08).
+And off the chart, in the lower left corner, the single call. With an exact denoiser nothing here beats $D(x; \lambda)$. Sampling needs another justification: the spread itself, a denoiser that errs (chapter 07), or guidance (chapters 04 and 08).
 
 All numbers in one table, for three bandwidths, on query points that no interval was tuned on:
 """
@@ -943,11 +944,11 @@ assert max(spread for _, spread, _ in results["sum, exponential, full interval"]
 
 # %% [markdown]
 r"""
-The exact sampler is not to be told from perfect draws, in error or in spread, and at half the calls its Euler form nearly so. The chosen intervals keep their promise on fresh queries: they cut the error of the sum flow to a half or two thirds, and at the largest bandwidth they also leave it some spread; at the smallest, none. Both remedies together do not add up. And the first row costs one call.
+The exact sampler is not to be told from perfect draws, in error or in spread, and at half the calls its Euler form nearly so. In this table, at 32 steps, the chosen intervals cut the error of the sum flow to about a half (λ = 0.316 and 0.03) or to 0.7 (λ = 0.1). That last gain is fragile: in the plot above, on other queries, it is small at 32 steps and gone at 64. At the largest bandwidth they also leave it some spread; at the smallest, none. Both remedies together do not add up. And the first row costs one call.
 
 ### Open task 5 · Give the sum its spread back
 
-The sum of the two scores is no mistake in itself. At each $\sigma$ it is $\nabla_z \log\bigl[p_\sigma(z)\, \mathcal N(z; x, \lambda^2 I)\bigr]$, the score of a perfectly good density, and at $\sigma = 0$ that density is $q$. What fails is the *flow*: the deterministic ODE does not carry one of these densities into the next. Langevin steps at each level would {cite}`du2023reduce`. Add a corrector of $k$ Langevin steps per level, plot error and spread against calls in the figure above, and find out from which $k$ on it beats the exact sampler's single denoiser call for each step. What is the largest stable Langevin step, and which of this chapter's bounds does it remind you of?
+The sum of the two scores is no mistake in itself. At each $\sigma$ it is $\nabla_z \log\bigl[p_\sigma(z)\, \mathcal N(z; x, \lambda^2 I)\bigr]$, the score of a perfectly good density, and at $\sigma = 0$ that density is $q$. What fails is the *flow*: the deterministic ODE does not carry one of these densities into the next. Langevin steps at each level would {cite}`du2023reduce`. Add a corrector of $k$ Langevin steps per level, plot error and spread against calls in the figure above, find out how many calls it needs to reach the floor, and compare with the exact sampler. What is the largest stable Langevin step, and which of this chapter's bounds does it remind you of?
 """
 
 # %% [markdown]

@@ -88,6 +88,12 @@ def test_formulas_are_rendered(page: Page):
     assert "$$" not in page.locator(".bd-article").inner_text()
 
 
+def test_formulas_fit_between_the_side_bars(page: Page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    wide = "nodes => nodes.filter(n => n.scrollWidth > n.clientWidth + 2).map(n => n.textContent.slice(0, 40))"
+    assert page.locator("div.math").evaluate_all(wide) == []
+
+
 def test_every_image_says_what_it_shows(page: Page):
     images = page.locator(".bd-article img").evaluate_all(
         "images => images.map(image => [image.alt, image.naturalWidth])"

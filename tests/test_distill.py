@@ -228,3 +228,22 @@ def test_no_steps_are_refused_at_once(steps):
     θ = points()
     with pytest.raises(ValueError, match=f"steps is {steps}; it must be at least 1"):
         distill(lambda g: θ, torch.optim.SGD([θ], 1.0), MIXTURE.denoise, SDS(), steps)
+
+
+def test_a_render_without_a_finite_gradient_stops_the_run_before_it_does_harm():
+    p = torch.zeros(2, 2, requires_grad=True)
+    run = distill(
+        lambda _: p.abs().sqrt(), torch.optim.SGD([p], 0.1), random_mixture(0).denoise, MeanShift(linear(0.3, 0.1)), 3
+    )
+    with pytest.raises(FloatingPointError, match=r"step 0: the gradient of render is not finite \(MeanShift, level"):
+        next(run)
+    assert torch.equal(p.detach(), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, requires_grad=True), torch.zeros(0, 2, requires_grad=True), torch.zeros(3, 2)]
+)
+def test_what_render_returns_is_looked_at(x):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    with pytest.raises(ValueError, match=r"render returned x of shape .* it must be \(batch >= 1, \*event\)"):
+        next(distill(lambda _: x, optimizer, random_mixture(0).denoise, MeanShift(linear(0.3, 0.1)), 3))

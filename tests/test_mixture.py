@@ -115,7 +115,24 @@ def test_far_points_stay_finite():
         assert mixture.log_prob(x, sigma).isfinite().all()
         assert mixture.score(x, sigma).isfinite().all()
     assert mixture.denoise(x, 0.002).isfinite().all()
-    assert torch.equal(mixture.denoise(x, 0.0), x)
+    torch.testing.assert_close(mixture.denoise(x, 0.0), x, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("away", [1e3, 1e6])
+def test_a_mixture_far_from_the_origin_loses_no_digits(away):
+    """Two thin components beside each other; a σ for each point takes the path without quadratic features."""
+    means = torch.tensor([[away, -away], [away + 0.03, -away]], dtype=torch.float64)
+    mixture = GaussianMixture(torch.ones(2), means, 1e-4 * torch.eye(2, dtype=torch.float64).repeat(2, 1, 1))
+    x = mixture.sample(50, generator=torch.Generator().manual_seed(0))
+    shared, each = mixture.denoise(x, 0.01), mixture.denoise(x, torch.full((50,), 0.01, dtype=torch.float64))
+    torch.testing.assert_close(shared, each, rtol=0, atol=1e-9)
+    torch.testing.assert_close(mixture.log_prob(x), mixture_log_prob(mixture, x, 0.0), rtol=0, atol=1e-6)
+
+
+def test_single_precision_covariances_are_taken():
+    root = torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(0))
+    mixture = GaussianMixture(torch.ones(40), torch.zeros(40, 3), torch.linalg.inv(root @ root.mT + 0.1 * torch.eye(3)))
+    assert torch.equal(mixture.covariances, mixture.covariances.mT)
 
 
 def test_no_points_give_no_values():
@@ -164,8 +181,12 @@ def test_bad_calls_are_refused_by_name():
         mixture.denoise(x, torch.ones(3))
     with pytest.raises(ValueError, match=r"sigma has shape \(4, 2\); it may not vary within a point"):
         mixture.denoise(x, torch.ones(4, 2))
-    with pytest.raises(ValueError, match=r"points have shape \(4, 3\); their last axis must be 2"):
+    with pytest.raises(ValueError, match=r"points have shape \(4, 3\), torch.float32; their last axis must be 2"):
         mixture.log_prob(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"points have shape \(4, 2\), torch.int64; .* of floats"):
+        mixture.log_prob(torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"x, bandwidth are .* must be finite"):
+        mixture.product(torch.full((2,), math.nan), 1.0)
     with pytest.raises(ValueError, match="bandwidth is 0; it must be > 0"):
         mixture.product(torch.zeros(2), 0)
     with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be one point, \(2,\)"):

@@ -203,6 +203,18 @@ def test_the_interval_clips_the_kernels_time():
     assert torch.equal(everywhere, last(SMOOTH.denoise, x, λ, sigmas, "exponential"))
 
 
+@pytest.mark.parametrize("top", [0.5, 1.5, 5.0, 6.0, 80.0])
+def test_an_interval_that_spans_all_levels_changes_nothing(top):
+    mixture, x, sigmas = random_mixture(0), torch.zeros(3, 2, dtype=torch.float64), karras_sigmas(8, 0.002, top)
+    ends = []
+    for interval in ((0.0, top), None):
+        g = torch.Generator().manual_seed(0)
+        ends.append(
+            list(sample_product(mixture.denoise, x, 0.3, sigmas, "exponential", interval=interval, generator=g))[-1]
+        )
+    assert torch.equal(*ends)
+
+
 def test_above_the_interval_the_start_is_plain_noise():
     """Also where the first step straddles the interval's end."""
     x, sigmas = draw(1, 5, 2), torch.tensor([3.0, 2.0, 0.0])

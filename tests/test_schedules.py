@@ -66,6 +66,18 @@ def test_any_function_may_be_a_schedule_if_it_falls(schedule, said):
         annealed(schedule)
 
 
+@pytest.mark.parametrize("kind", [linear, geometric, cosine])
+def test_a_level_schedule_is_allowed_and_ends_where_it_should(kind):
+    for level in (0.003, 0.05, 0.3, 1 / 3):
+        check_falling(kind(level, level), "bandwidth")
+        assert kind(0.7, level)(1.0) == level
+
+
+def test_a_number_is_no_schedule():
+    with pytest.raises(ValueError, match=r"bandwidth is 0\.1; it must be a function of progress"):
+        check_falling(0.1, "bandwidth")  # pyright: ignore[reportArgumentType]
+
+
 def test_laws_are_inverse_distribution_functions():
     torch.testing.assert_close(uniform_sigma()(u, 0.3), 0.002 + 4.998 * u)
     torch.testing.assert_close(uniform_time()(u, 0.3), vp_sigma(0.02 + 0.96 * u))

@@ -172,7 +172,7 @@ def ddim(z: Tensor, ε: Tensor, a: float, b: float) -> Tensor:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
 def test_sdi_in_variance_preserving_form(seed, progress):
-    forward, negative = guided(MIXTURE.denoise, OTHER.denoise, 7.5), OTHER.denoise
+    forward, negative = (guided(MIXTURE.denoise, OTHER.denoise, s) for s in (7.5, -7.5))
     target = SDI(inversion=negative)(forward, X, progress, seeded(seed))
     g = seeded(seed)
     t = min(0.98 + (0.25 - 0.98) * progress + torch.rand((), generator=g).item() / 10, 1.0)
@@ -188,7 +188,7 @@ def test_sdi_in_variance_preserving_form(seed, progress):
     torch.testing.assert_close(target.value, clean, rtol=1e-8, atol=1e-8)
     assert target.weight == 1
     assert target.level == pytest.approx(math.sqrt((1 - a) / a))
-    assert target.calls == len(times) - 1 + 2
+    assert target.calls == 2 * (len(times) - 1) + 2
 
 
 @pytest.mark.parametrize("seed", range(6))

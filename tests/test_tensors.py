@@ -19,6 +19,12 @@ def test_other_shapes_are_refused(shape):
         per_item(torch.ones(shape), torch.zeros(4, 3, 2), "weight")
 
 
+def test_whole_numbers_and_numbers_without_axes():
+    assert per_item(torch.tensor(0.1), torch.tensor(2.0)) == torch.tensor(0.1)
+    with pytest.raises(ValueError, match=r"points have dtype torch.int64; it must be a floating-point type"):
+        per_item(0.1, torch.zeros(3, dtype=torch.int64))
+
+
 def test_noise_repeats_with_its_generator_and_follows_x():
     x = torch.zeros(5, 2, dtype=torch.float64)
     first, second = (noise_like(x, torch.Generator().manual_seed(3)) for _ in range(2))
