@@ -431,13 +431,15 @@ Ask the question again, from the side of the data. Seeing $z = y + \sigma n$ in 
 
 $$
 \begin{aligned}
-q(y \mid z, x) &\propto p(y)\;\mathcal N(z; y, \sigma^2I)\;\mathcal N(x; y, \lambda^2 I) && \text{two independent looks}\cr
-&\propto p(y)\,\exp\Bigl(-\tfrac12\bigl(\sigma^{-2}+\lambda^{-2}\bigr)|y|^2 + \bigl(\sigma^{-2}z+\lambda^{-2}x\bigr)\cdot y\Bigr) && \text{keep what depends on } y\cr
-&\propto p(y)\;\mathcal N(\bar z; y, \bar\sigma^2 I) && \text{complete the square}\cr
-\bar\sigma^{-2} &= \sigma^{-2}+\lambda^{-2}, \qquad \bar z = \bar\sigma^2\bigl(\sigma^{-2}z+\lambda^{-2}x\bigr) && \text{precisions add}\cr
-D_q(z;\sigma\mid x) &= D(\bar z;\bar\sigma) = D\Bigl(\frac{\lambda^2z+\sigma^2x}{\lambda^2+\sigma^2};\ \frac{\lambda\sigma}{\sqrt{\lambda^2+\sigma^2}}\Bigr) && \text{one look, less noisy.}
+q(y \mid z, x) &\propto p(y)\;\mathcal N(z; y, \sigma^2I)\;\mathcal N(x; y, \lambda^2 I) \cr
+&\propto p(y)\,\exp\Bigl(-\tfrac12\bigl(\sigma^{-2}+\lambda^{-2}\bigr)|y|^2 + \bigl(\sigma^{-2}z+\lambda^{-2}x\bigr)\cdot y\Bigr) \cr
+&\propto p(y)\;\mathcal N(\bar z; y, \bar\sigma^2 I), \cr
+\bar\sigma^{-2} &= \sigma^{-2}+\lambda^{-2}, \qquad \bar z = \bar\sigma^2\bigl(\sigma^{-2}z+\lambda^{-2}x\bigr), \cr
+D_q(z;\sigma\mid x) &= D(\bar z;\bar\sigma) = D\Bigl(\frac{\lambda^2z+\sigma^2x}{\lambda^2+\sigma^2};\ \frac{\lambda\sigma}{\sqrt{\lambda^2+\sigma^2}}\Bigr).
 \end{aligned} \tag{M4.9}
 $$
+
+Line by line: two independent looks; what depends on $y$; the square completed; precisions add; one look, less noisy.
 
 The denoiser of the product is the old denoiser, asked at another point and another noise level. No new term, no stiffness, no parameter; one call costs one call. (The identity appears, for another purpose, in {cite}`peng2025ncvsd`.) An ordinary sampler does the rest. Two details:
 

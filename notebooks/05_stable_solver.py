@@ -464,8 +464,8 @@ for count in steps.tolist():
     symmetric.append((end - reference).norm(dim=-1).max())
 symmetric = torch.stack(symmetric)
 print("Strang, measured order:", " ".join(f"{o:.2f}" for o in (symmetric[:-1] / symmetric[1:]).log2()))
-lie, heun = error["Euler inside"][3], error["Heun inside"][2]
-print(f"{2 * steps[2]} calls: Lie with Euler {lie:.1e}, with Heun {heun:.1e}, Strang {symmetric[2]:.1e}")
+with_euler, with_heun = error["Euler inside"][3], error["Heun inside"][2]
+print(f"{2 * steps[2]} calls: Lie with Euler {with_euler:.1e}, with Heun {with_heun:.1e}, Strang {symmetric[2]:.1e}")
 
 # %% [markdown]
 r"""
