@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import answers02
+import answers03
+import answers04
+import answers05
 import pytest
 import torch
 from torch import Tensor
@@ -56,16 +60,27 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_solution_is_accepted_with_its_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    getattr(checks, name)(SOLUTIONS[name])
-    assert "largest error" in capsys.readouterr().out
+CHAPTERS = (answers02, answers03, answers04, answers05)
+RIGHT = [(getattr(checks, name), answer) for name, answer in SOLUTIONS.items()]
+RIGHT += [pair for chapter in CHAPTERS for pair in chapter.RIGHT]
+WRONG = [(getattr(checks, name), wrong, hint) for name, wrong, hint in MISTAKES]
+WRONG += [triple for chapter in CHAPTERS for triple in chapter.WRONG]
 
 
-@pytest.mark.parametrize(("name", "wrong", "hint"), MISTAKES)
-def test_mistake_is_refused_with_a_hint(name: str, wrong: Callable, hint: str) -> None:
+def test_every_checker_has_a_right_answer() -> None:
+    assert sorted(check.__name__ for check, _ in RIGHT) == sorted(checks.__all__)
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT, ids=lambda fn: fn.__name__)
+def test_solution_is_accepted_with_its_error(check: Callable, answer: Callable, capsys) -> None:
+    check(answer)
+    assert "right, largest error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("check", "wrong", "hint"), WRONG)
+def test_mistake_is_refused_with_a_hint(check: Callable, wrong: Callable, hint: str) -> None:
     with pytest.raises(AssertionError, match=hint):
-        getattr(checks, name)(wrong)
+        check(wrong)
 
 
 @pytest.mark.parametrize("name", checks.__all__)
