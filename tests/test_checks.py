@@ -92,6 +92,12 @@ def test_stub_is_not_yet(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"not yet: {name}")
 
 
+@pytest.mark.parametrize("name", checks.__all__)
+def test_a_forgotten_return_is_named(name: str) -> None:
+    with pytest.raises(AssertionError, match=f"{name}: your function returns None"):
+        getattr(checks, name)(lambda *arguments: None)
+
+
 def test_other_errors_are_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
         checks.bandwidth_from_paper(lambda theirs: theirs / 0)

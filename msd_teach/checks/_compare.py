@@ -13,12 +13,17 @@ Exercise = Callable[..., Any]
 
 
 def checker(check: Callable[[Exercise], None]) -> Callable[[Exercise], None]:
-    """Makes a check print 'not yet' where the function under test still raises NotImplementedError."""
+    """Makes a check print 'not yet' where the function under test still raises NotImplementedError, and refuse None."""
 
     @wraps(check)
     def answer(fn: Exercise) -> None:
+        def returning(*arguments: Any) -> Any:
+            value = fn(*arguments)
+            assert value is not None, f"{check.__name__}: your function returns None; is the `return` missing?"
+            return value
+
         try:
-            check(fn)
+            check(returning)
         except NotImplementedError:
             print(
                 f"not yet: {check.__name__} raises NotImplementedError. Put your code there, then run the cell again."
@@ -35,10 +40,9 @@ def compare(
     `mistakes` maps a hint to the value that a plausible wrong answer would give; the hint is shown where `got` is it.
 
     Raises:
-        AssertionError: nothing returned, another shape, NaN, or a difference above `tolerance`.
+        AssertionError: another shape, NaN, or a difference above `tolerance`.
     """
     target = torch.as_tensor(want, dtype=torch.float64)
-    assert got is not None, f"{name}: your function returns None; is the `return` missing?"
     value = torch.as_tensor(got, dtype=torch.float64).detach()
     assert value.shape == target.shape, f"{name}: the shape is {tuple(value.shape)}; it must be {tuple(target.shape)}"
     assert value.isfinite().all(), (
