@@ -33,6 +33,7 @@ import torch
 from skimage import color, data, transform
 from sklearn.cluster import MeanShift
 from sklearn.metrics import adjusted_rand_score
+from tqdm.auto import tqdm
 
 from msd_teach import GaussianMixture, IdealDenoiser, checks, eight_gaussians, explore, figures, fractal, pinwheel
 from msd_teach.budget import pick
@@ -357,7 +358,7 @@ hills = GaussianMixture(torch.ones(3), torch.tensor([[0.6, 0.0], [-0.5, 0.4], [-
 known = {"three hills": hills, "pinwheel": truth, "fractal": tree}
 bandwidths = torch.logspace(-3, -0.4, pick(smoke=7, laptop=19), dtype=torch.float64).tolist()
 curves = {}
-for name, mixture in known.items():
+for name, mixture in tqdm(known.items(), leave=False):
     x = mixture.sample(500, generator=generator)
     curves[name] = [misalignment(mixture.denoise, mixture, x, λ) for λ in bandwidths]
 x = truth.sample(500, generator=generator)

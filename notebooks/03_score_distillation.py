@@ -28,6 +28,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from tqdm.auto import tqdm
 
 from msd_teach import IdealDenoiser, checks, distill, figures, guided, karras_sigmas, sample
 from msd_teach.budget import pick
@@ -282,7 +283,7 @@ laws = {"t uniform": uniform_time(), "σ uniform": uniform_sigma()}
 weights = {"DreamFusion": dreamfusion_weight, "chain rule": chain_rule_weight}
 weights |= {"Eq. 1: α": eq_1_weight, "Eq. 1: α²": literal_weight}
 print(f"{'law':10} {'weight':12} {'σ > 0.34':>9} {'minima':>7} {'phantom':>8} {'−log p':>7} {'|x − mean|':>11}")
-for law_name, law in laws.items():
+for law_name, law in tqdm(laws.items(), leave=False):
     for name, weight in weights.items():
         x = minima(lambda x, law=law, w=weight: sds_field(p, x, law, w, levels=LEVELS), n=pick(smoke=31, laptop=61))
         σ = law(u, 0.0)
@@ -618,7 +619,7 @@ long_runs = {
 }
 fig, ax = plt.subplots(figsize=(6.6, 3.4))
 late = {}
-for i, (name, method) in enumerate(long_runs.items()):
+for i, (name, method) in enumerate(tqdm(long_runs.items(), leave=False)):
     states, _ = run(method, start, steps)
     moved = (states[10:] - states[:-10]).norm(dim=-1).median(dim=-1).values
     late[name] = moved[-40:].mean().item()
@@ -756,7 +757,7 @@ methods = {
 start = figures.lattice(pick(smoke=5, laptop=17, gpu=41))
 ends, calls = {}, {}
 print(f"{'':22} {'−log p: mean':>13} {'median':>8} {'spread':>8} {'late way':>9} {'calls':>6}")
-for name, method in methods.items():
+for name, method in tqdm(methods.items(), leave=False):
     states, calls[name] = run(method, start, pick(smoke=30, laptop=150))
     ends[name] = states[-1]
     nll, way = -p.log_prob(ends[name]), (states[-1] - states[-11]).norm(dim=-1).mean()

@@ -29,6 +29,7 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from tqdm.auto import tqdm
 
 from msd_teach import (
     GaussianMixture,
@@ -561,7 +562,7 @@ places = {
 table = {}
 print(f"medians over {Q} points, {draws_each} draws each, 32 Heun steps")
 print("place    λ    sampler      mean error   spread     MMD²    one draw")
-for place, x in places.items():
+for place, x in tqdm(places.items(), leave=False):
     for λ in (0.316, 0.1, 0.03):
         for kernel in ("truth", "exact", "exponential"):
             table[place, λ, kernel] = judge(x, λ, kernel, draws_each)
@@ -603,7 +604,7 @@ mean, variance = moments(q)
 tops = torch.logspace(-1.5, 1, pick(smoke=6, laptop=11)).tolist()
 offset = {r"from $D(x; λ) + σ_{max}\,n$": [], r"from $σ_{max}\,n$": []}
 noise = torch.randn(pick(smoke=200, laptop=500), 2, dtype=torch.float64, generator=generator)
-for top in tops:
+for top in tqdm(tops, leave=False):
     for name, centre in zip(offset, (p.denoise(x, λ), torch.zeros(2)), strict=True):
         *_, y = sample(product_denoiser(p.denoise, x, λ), centre + top * noise, karras_sigmas(32, 1e-3, top))
         offset[name].append(((y.mean(0) - mean).norm() / variance.sqrt()).item())
@@ -932,7 +933,7 @@ def guided_errors(x, λ, s):
 
 
 print("                      one call    exact: bias, draw    exponential: bias, draw")
-for place, λ, s in itertools.product(places, (0.3, 0.1), (2.0, 7.5)):
+for place, λ, s in tqdm(list(itertools.product(places, (0.3, 0.1), (2.0, 7.5))), leave=False):
     row = guided_errors(places[place], λ, s)
     print(f"{place:4} λ = {λ}  s = {s}:   {row[0]:5.2f} {row[1]:14.2f} {row[2]:6.2f} {row[3]:16.2f} {row[4]:7.2f}")
 

@@ -33,6 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
+from tqdm.auto import tqdm
 
 from msd_teach import checks, counted, figures, fractal, invert, karras_sigmas, product_denoiser, sample_product
 from msd_teach.budget import pick
@@ -480,7 +481,7 @@ r"""
 bandwidths = torch.logspace(pick(smoke=-0.8, laptop=-1.3), 0.3, pick(smoke=3, laptop=6), dtype=torch.float64).tolist()
 METHODS = ("RK45", "Radau", "BDF", "LSODA")
 calls = {name: [] for name in (*METHODS, "RK45, exact product flow")}
-for bandwidth in bandwidths:
+for bandwidth in tqdm(bandwidths, leave=False):
     generator = torch.Generator().manual_seed(0)
     x = p.sample(1, bandwidth, generator)
     z = SIGMA_MAX * torch.randn(1, 2, dtype=torch.float64, generator=generator)
@@ -546,7 +547,7 @@ def judge(bandwidth, sigmas, kernel, samples, count, seed=1, scale=None, inversi
 # %%
 Q = pick(smoke=6, laptop=64)
 few, many = (karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX) for steps in (32, pick(smoke=128, laptop=512)))
-for bandwidth in (0.316, 0.1, 0.03):
+for bandwidth in tqdm((0.316, 0.1, 0.03), leave=False):
     x, target, shift, _ = case(bandwidth, Q)
     z = SIGMA_MAX * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     limit, opposite = (strang(p.denoise, x, bandwidth, many, start) for start in (z, -z))
@@ -584,7 +585,7 @@ def training_step(sigma):
 CLOCKS = {"σ²/2 (heat)": lambda s: s**2 / 2, "σ": lambda s: s, "training step": training_step}
 axis = np.geomspace(0.06, 14, 60)
 implied, spent = {}, {}
-for name, clock in CLOCKS.items():
+for name, clock in tqdm(CLOCKS.items(), leave=False):
     time = np.array([clock(s) for s in axis])
     implied[name] = np.sqrt(axis * np.gradient(axis, time))
     spent[name] = (time[-1] - time) / (time[-1] - time[0])
@@ -679,7 +680,7 @@ lows, highs = (0, 0.25, 0.5, 1, 1.5, 2), (1, 1.5, 2, 3, 5, 12)
 tried, draws = pick(smoke=3, laptop=24), pick(smoke=6, laptop=24)
 quick = karras_sigmas(pick(smoke=8, laptop=24), SIGMA_MIN, SIGMA_MAX)
 maps = {}
-for bandwidth in (0.316, 0.1, 0.03):
+for bandwidth in tqdm((0.316, 0.1, 0.03), leave=False):
     table = np.full((2, len(lows), len(highs)), np.nan)
     for i, low in enumerate(lows):
         for j, high in enumerate(highs):
@@ -775,7 +776,7 @@ scan = torch.logspace(-1.7, 0.7, pick(smoke=4, laptop=11), dtype=torch.float64).
 travel = {name: [] for name in ("exact", "centre x", "centre z*")}
 x = queries["x drawn from p"]
 centre = list(reversed(list(invert(p.denoise, x, grid))))
-for bandwidth in scan:
+for bandwidth in tqdm(scan, leave=False):
     shift = (p.denoise(x, bandwidth) - x).norm(dim=-1)
     for name, kernel, options in (
         ("exact", "exact", {}),
@@ -866,7 +867,7 @@ entries = {
     "exponential, inversion centre": ("exponential", 4, {"solver": "heun", "inversion": True}),
 }
 curves = {name: [] for name in entries}
-for steps in pick(smoke=(4, 8), laptop=(4, 8, 16, 32, 64)):
+for steps in tqdm(pick(smoke=(4, 8), laptop=(4, 8, 16, 32, 64)), leave=False):
     sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
     for name, (kernel, samples, options) in entries.items():
         curves[name].append(judge(0.1, sigmas, kernel, samples, Q, seed=2, **options)[::2])
@@ -924,7 +925,7 @@ rows = {
     "  t = σ, same number": lambda λ: ("exponential", 2, {"clock": CLOCKS["σ"]}),
 }
 results = {}
-for name, row in rows.items():
+for name, row in tqdm(rows.items(), leave=False):
     results[name] = []
     for bandwidth in (0.316, 0.1, 0.03):
         kernel, samples, options = row(bandwidth)
