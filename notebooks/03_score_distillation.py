@@ -213,7 +213,7 @@ assert printed.norm() > 100
 r"""
 ## A phantom
 
-Here is the fractal, its trunk about 0.03 wide and its twigs 0.01; its SDS landscape, with DreamFusion's weight and $t$ uniform on Stable Diffusion's schedule; and two landscapes of mean shift, $-\lambda^2\log p_\lambda$. Mean shift finds the *modes* of $p_\lambda$. For SDS, call a
+Here is the fractal, its trunk about 0.03 wide and its twigs 0.01 (two standard deviations across); its SDS landscape, with DreamFusion's weight and $t$ uniform on Stable Diffusion's schedule; and two landscapes of mean shift, $-\lambda^2\log p_\lambda$. Mean shift finds the *modes* of $p_\lambda$. For SDS, call a
 minimum a **phantom mode** if $p$ is smaller there than at 99.9 % of its own samples.
 
 **Predict.** Where is the minimum of the SDS landscape, and how many are there?

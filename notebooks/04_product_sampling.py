@@ -352,7 +352,7 @@ What is wrong with Eq. 9, then? At noise level σ the sampler needs the score of
 
 ### Where it ends instead: a referee
 
-For one Gaussian, $p = \mathcal N(0, s^2)$ and $D(z;\sigma) = s^2z/(s^2+\sigma^2)$, (M4.6) is linear, where $h(\sigma) = \sqrt{s^2+\sigma^2}\;e^{\sigma^2/2\lambda^2}$. Solve it from $\sigma_{\max}=\infty$, where the start is forgotten entirely, and substitute $u^2 = s^2 + \sigma^2$:
+For one Gaussian, $p = \mathcal N(0, s^2)$ and $D(z;\sigma) = s^2z/(s^2+\sigma^2)$, (M4.6) is linear, and $h(\sigma) = \sqrt{s^2+\sigma^2}\;e^{\sigma^2/2\lambda^2}$ solves its homogeneous part. Start from $\sigma_{\max}=\infty$, where the start is forgotten entirely, and substitute $u^2 = s^2 + \sigma^2$:
 
 $$
 z(0) = s\int_0^\infty \frac{x\,\sigma/\lambda^2}{\sqrt{s^2+\sigma^2}}\,e^{-\sigma^2/2\lambda^2}\,\mathrm d\sigma
@@ -707,7 +707,7 @@ assert abs(ratio_at_zero / limit - 1) < 1e-3
 
 # %% [markdown]
 r"""
-On the data it falls like $\lambda^2|\nabla\log p|^2/d$: $m$ shrinks like $\lambda^2$ and the scatter like λ, so an annealed run ends in noise. In the gap a draw is worth much more, as long as the kernel is wider than the branches are thick: all of $q$ lies in one direction. And the paper's sampler is a flat line, no variance and a bias that no $N$ removes. It is cheaper than honest averaging down to that bias, it looks perfect if its error is measured against its own mean, and one call beats both.
+On the data it falls like $\lambda^2|\nabla\log p|^2/d$: $m$ shrinks like $\lambda^2$ and the scatter like λ, so an annealed run ends in noise. In the gap a draw is worth much more for kernels narrower than the gap and wider than the branches are thick: then all of $q$ lies in one direction. And the paper's sampler is a flat line, no variance and a bias that no $N$ removes. It is cheaper than honest averaging down to that bias, it looks perfect if its error is measured against its own mean, and one call beats both.
 
 Two reasons to sample remain. A learned $D$ is not the true one: it was trained on noisy inputs, and $D(x;\lambda)$ asks about a clean $x$. (The exact sampler does not escape this either: its input carries the share $\lambda/\sqrt{\lambda^2+\sigma^2}$ of the noise it claims, a tenth at σ = 10λ.) Chapter 07 measures it. And a *guided* $D$ is nobody's posterior mean, which is the next section.
 
@@ -906,7 +906,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-One point proves nothing. The table takes query points on class A, and off the data, uniform in the square. The referee is the weighted draws. All columns are errors over the wanted $m$, as $\sqrt{\sum_x|\text{error}|^2/\sum_x|m|^2}$: of one call, of the mean of each sampler (its bias; the scatter of the average is subtracted), and of a single draw.
+One point proves nothing. The table takes query points on class A, and off the data, uniform in the square. The referee is the weighted draws. All columns are errors over the wanted $m$, as $\sqrt{\sum_x|\text{error}|^2/\sum_x|m|^2}$: of one call, of the mean of each sampler (its bias; the scatter of the average is subtracted, so that a bias below about a tenth of the last column cannot be told from 0), and of a single draw.
 
 **Predict.** Where is one guided call still a usable step?
 """
