@@ -108,12 +108,10 @@ for t in (0.1, 0.5, 0.9):
 
 # %% [markdown]
 r"""
-```{admonition} Erratum: Eq. 1
-:class: warning
-
-The paper prints $z_t = \alpha(t)\,x + \epsilon$ with $\epsilon \sim \mathcal N(0, \sigma(t) I)$ and subtracts this $\epsilon$ from $\epsilon_\phi$. Two slips. The variance must be $\sigma_t^2$, not $\sigma_t$, or $z_t$ is not what the network was trained on. And
-a network predicts *unit* noise: with $\epsilon = \sigma_t n$ even a perfect prediction leaves $n - \sigma_t n$. The mean survives, since $\mathbb E\,n = 0$; the variance does not vanish where it should. Take a single datum, $p = \delta_y$, and $x = y$: correct code moves by exactly 0.
-```
+> **Erratum: Eq. 1**
+>
+> The paper prints $z_t = \alpha(t)\,x + \epsilon$ with $\epsilon \sim \mathcal N(0, \sigma(t) I)$ and subtracts this $\epsilon$ from $\epsilon_\phi$. Two slips. The variance must be $\sigma_t^2$, not $\sigma_t$, or $z_t$ is not what the network was trained on. And
+> a network predicts *unit* noise: with $\epsilon = \sigma_t n$ even a perfect prediction leaves $n - \sigma_t n$. The mean survives, since $\mathbb E\,n = 0$; the variance does not vanish where it should. Take a single datum, $p = \delta_y$, and $x = y$: correct code moves by exactly 0.
 
 ### Exercise 3.1 · The target in a network's language (★, 10 min)
 
@@ -180,12 +178,10 @@ r"""
 (M3.2) also tells how steep the landscape can be. Differentiate $x - D$: its Jacobian is $I - \operatorname{Cov}[y\mid z]/\sigma^2$ (exercise 2.4), and a covariance is not negative, so no curvature of $\mathcal L_\text{SDS}$ exceeds $\mathbb E[w]$. With
 DreamFusion's weight $w = \sigma/(1+\sigma^2) \le \tfrac12$. This settles an odd line in the paper.
 
-```{admonition} Erratum: Algorithm 1
-:class: warning
-
-It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1 \le -\tfrac12$ in every direction: it has no
-minimum at all, and every run leaves for infinity. It is the line of Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
-```
+> **Erratum: Algorithm 1**
+>
+> It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1 \le -\tfrac12$ in every direction: it has no
+> minimum at all, and every run leaves for infinity. It is the line of Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
 """
 
 # %% tags=["check"]
@@ -488,12 +484,10 @@ figures.show(
 r"""
 SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and a hundredth away from the minimum two steps in five go backwards. Mean shift draws nothing; its share and its scatter are 0.
 
-```{admonition} Erratum: the SDS gradient of Section 4.1
-:class: warning
-
-For the ideal denoiser the paper prints $\mathbb E\bigl[w(t)\,(z_t - D^*(z_t;\sigma_t))/\sigma_t\bigr]$. Two things are missing. **The $\alpha$:** $D^*$ estimates $y$, while $z_t$ holds $\alpha y$, so $\hat\epsilon = (z_t - \alpha D^*)/\sigma_t$. Without it the update vanishes not at $x = \mathbb E[D^*]$ but, roughly, at $\alpha x = \mathbb E[D^*]$: the phantom is
-pushed away from the origin. **The $-\epsilon$:** dropping it leaves the mean alone ($\mathbb E\,\epsilon = 0$), but $\hat\epsilon = \epsilon + (x - D)/\sigma$ now carries the whole injected noise into the update. A control variate of coefficient 1 has been thrown away.
-```
+> **Erratum: the SDS gradient of Section 4.1**
+>
+> For the ideal denoiser the paper prints $\mathbb E\bigl[w(t)\,(z_t - D^*(z_t;\sigma_t))/\sigma_t\bigr]$. Two things are missing. **The $\alpha$:** $D^*$ estimates $y$, while $z_t$ holds $\alpha y$, so $\hat\epsilon = (z_t - \alpha D^*)/\sigma_t$. Without it the update vanishes not at $x = \mathbb E[D^*]$ but, roughly, at $\alpha x = \mathbb E[D^*]$: the phantom is
+> pushed away from the origin. **The $-\epsilon$:** dropping it leaves the mean alone ($\mathbb E\,\epsilon = 0$), but $\hat\epsilon = \epsilon + (x - D)/\sigma$ now carries the whole injected noise into the update. A control variate of coefficient 1 has been thrown away.
 """
 
 # %% tags=["check"]

@@ -270,15 +270,13 @@ $$
 \nabla_z \log p_\sigma(z) + \nabla_z \log \mathcal N(z; x, \lambda^2 I) = \nabla_z\log p_\sigma(z) + \frac{x - z}{\lambda^2}. \tag{9}
 $$
 
-```{admonition} Erratum: Eq. 9
-:class: warning
-The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away* from $x$. With $G(u) = c\,e^{-|u|^2/\lambda_\text{paper}^2}$ and $u = x - z$, the chain rule gives $\nabla_z\log G(x - z) = -\tfrac{1}{\lambda_\text{paper}^2}\cdot 2(x - z)\cdot(-1) = +\tfrac{2}{\lambda_\text{paper}^2}(x - z)$, and $2/\lambda_\text{paper}^2 = 1/\lambda^2$.
-```
+> **Erratum: Eq. 9**
+>
+> The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away* from $x$. With $G(u) = c\,e^{-|u|^2/\lambda_\text{paper}^2}$ and $u = x - z$, the chain rule gives $\nabla_z\log G(x - z) = -\tfrac{1}{\lambda_\text{paper}^2}\cdot 2(x - z)\cdot(-1) = +\tfrac{2}{\lambda_\text{paper}^2}(x - z)$, and $2/\lambda_\text{paper}^2 = 1/\lambda^2$.
 
-```{admonition} Erratum: Eq. 12
-:class: warning
-The paper prints $\hat\epsilon_t = \epsilon_\theta - (x - z_t)/\lambda^2$. But $\epsilon_\theta = -\sigma\,\nabla\log p_\sigma$ is a score times $-\sigma$, so the kernel's score needs the same factor before it may be added: $\hat\epsilon = \epsilon_\theta - \sigma\,(x - z)/\lambda^2$. The printed sign is the right one, and contradicts Eq. 9.
-```
+> **Erratum: Eq. 12**
+>
+> The paper prints $\hat\epsilon_t = \epsilon_\theta - (x - z_t)/\lambda^2$. But $\epsilon_\theta = -\sigma\,\nabla\log p_\sigma$ is a score times $-\sigma$, so the kernel's score needs the same factor before it may be added: $\hat\epsilon = \epsilon_\theta - \sigma\,(x - z)/\lambda^2$. The printed sign is the right one, and contradicts Eq. 9.
 
 Put the sum into the probability-flow ODE of chapter 02, $\mathrm dz/\mathrm d\sigma = -\sigma \cdot \text{score}$:
 

@@ -323,23 +323,19 @@ Mathematicians call this a Lie splitting, after the same idea for matrix exponen
 
 # %% [markdown]
 r"""
-```{admonition} Erratum: Eq. 14 and 15
-:class: warning
+> **Erratum: Eq. 14 and 15**
+>
+> The paper prints the centre as $y$. The kernel in Eq. 9 is $G_\lambda(x - z)$, its score vanishes at $z = x$, and so the exponential must decay towards $x$; $y$ is the name of the sample that is being computed.
+>
+> It does not say what $t$ is. Insert (14) into $\mathrm dz/\mathrm d\sigma = \sigma(z - x)/\lambda^2$: the exponent must have the differential $\sigma\,\mathrm d\sigma/\lambda^2$. With $\lambda$ a standard deviation this means $t = \sigma^2/2$, and with the paper's own kernel $e^{-|u|^2/\lambda_{\text{paper}}^2}$, $\lambda_{\text{paper}} = \sqrt 2\, \lambda$, it means $t = \sigma^2$. For $t = \sigma$ or $t$ = number of the training step, Eq. 14 is not the flow of the kernel's score. We return to this under *clocks*.
 
-The paper prints the centre as $y$. The kernel in Eq. 9 is $G_\lambda(x - z)$, its score vanishes at $z = x$, and so the exponential must decay towards $x$; $y$ is the name of the sample that is being computed.
-
-It does not say what $t$ is. Insert (14) into $\mathrm dz/\mathrm d\sigma = \sigma(z - x)/\lambda^2$: the exponent must have the differential $\sigma\,\mathrm d\sigma/\lambda^2$. With $\lambda$ a standard deviation this means $t = \sigma^2/2$, and with the paper's own kernel $e^{-|u|^2/\lambda_{\text{paper}}^2}$, $\lambda_{\text{paper}} = \sqrt 2\, \lambda$, it means $t = \sigma^2$. For $t = \sigma$ or $t$ = number of the training step, Eq. 14 is not the flow of the kernel's score. We return to this under *clocks*.
-```
-
-```{admonition} Erratum: Algorithm 2, the stable solver
-:class: warning
-
-Inside its loop the paper prints $z_T \leftarrow z_t^* + (\epsilon_\theta(z_t, t, c) - z_t^*)\, e^{-\Delta t/\lambda^2}$. The left side must be the new state, since a $z_T$ that nobody reads cannot be returned as $z_0$. In the place of $\epsilon_\theta$, a noise, Eq. 15 has the state $z'$ after a solver step. And the exponent has the opposite sign of Eq. 15: one of the two repels. Read $\Delta t < 0$ in Eq. 15 and $\Delta t > 0$ in Algorithm 2.
-
-The unstable loop has the same slip, $z_t \leftarrow \epsilon_\theta - (x - z_t)/\lambda^2$: a score added to a noise, assigned to a state. The last line, $\nabla \mathcal L = \frac 1N \sum (y_i - x)$, points uphill; a minimiser needs $x - y_i$.
-
-Before its loop Algorithm 2 shrinks the start once by $e^{-\Delta t/\lambda^2}$. Eq. 15 has no such step. We keep it, since it is printed; $h_0$ vanishes with the step length, so it changes no limit and no order.
-```
+> **Erratum: Algorithm 2, the stable solver**
+>
+> Inside its loop the paper prints $z_T \leftarrow z_t^* + (\epsilon_\theta(z_t, t, c) - z_t^*)\, e^{-\Delta t/\lambda^2}$. The left side must be the new state, since a $z_T$ that nobody reads cannot be returned as $z_0$. In the place of $\epsilon_\theta$, a noise, Eq. 15 has the state $z'$ after a solver step. And the exponent has the opposite sign of Eq. 15: one of the two repels. Read $\Delta t < 0$ in Eq. 15 and $\Delta t > 0$ in Algorithm 2.
+>
+> The unstable loop has the same slip, $z_t \leftarrow \epsilon_\theta - (x - z_t)/\lambda^2$: a score added to a noise, assigned to a state. The last line, $\nabla \mathcal L = \frac 1N \sum (y_i - x)$, points uphill; a minimiser needs $x - y_i$.
+>
+> Before its loop Algorithm 2 shrinks the start once by $e^{-\Delta t/\lambda^2}$. Eq. 15 has no such step. We keep it, since it is printed; $h_0$ vanishes with the step length, so it changes no limit and no order.
 """
 
 # %% tags=["check"]

@@ -154,9 +154,15 @@ def test_no_absolute_paths():
             assert not machine.search(path.read_text()), path
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_no_fenced_directives(path: Path):
+    """JupyterLab and GitHub show them as code, formulas and all."""
+    assert not re.search(r"^(```|:::)\s*\{", path.read_text(), re.MULTILINE)
+
+
 def test_no_outputs_in_git():
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout, so git cannot be asked: an unpacked archive of the sources")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
