@@ -81,6 +81,8 @@ def explore(
     Raises:
         ValueError: no alt text, no values, too many combinations, a default that is none of the values.
     """
+    from . import figures  # noqa: F401  # its style must be set before `fn` draws for the first time
+
     if len(alt.strip()) < 20:
         raise ValueError(f"alt is {alt!r}; it must describe the figure in at least 20 characters")
     choices = {name: list(options) for name, options in values.items()}
