@@ -60,15 +60,25 @@ class IdealDenoiser:
         level = per_item(sigma, z)
         if level.ndim and level.shape[z.ndim - len(self.event) :].numel() != 1:
             raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within an event")
-        fine = z.device.type == "cpu" and bool((level < FINE * self.radius).any())
-        kind = torch.float64 if fine else torch.promote_types(z.dtype, torch.float32)
-        centre, keys, values = (t.to(z.device, kind) for t in (self.centre, self.keys, self.values))
-        s = level.to(z.device, kind).expand(z.shape).reshape(-1, len(centre))[:, :1].clamp(min=SMALLEST_SIGMA)
-        query = torch.cat([z.to(kind).reshape(-1, len(centre)) - centre, torch.ones_like(s)], dim=-1) / s.square()
+        kind = torch.promote_types(z.dtype, torch.float32)
+        rows = z.to(kind).reshape(-1, len(self.centre))
+        s = level.to(z.device, torch.float64).expand(z.shape).reshape(-1, len(self.centre))[:, :1]
+        fine = s[:, 0] < (FINE * self.radius if kind == torch.float32 and z.device.type == "cpu" else 0)
+        if fine.all():
+            return self._read(rows.double(), s).to(z.dtype).reshape(z.shape)
+        mean = self._read(rows, s)
+        if fine.any():
+            mean = mean.index_put((fine.nonzero()[:, 0],), self._read(rows[fine].double(), s[fine]).to(kind))
+        return mean.to(z.dtype).reshape(z.shape)
+
+    def _read(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The attention read in z's precision, for rows z (n, d) and sigma (n, 1)."""
+        centre, keys, values = (t.to(z.device, z.dtype) for t in (self.centre, self.keys, self.values))
+        s = sigma.to(z.dtype).clamp(min=SMALLEST_SIGMA)
+        query = torch.cat([z - centre, torch.ones_like(s)], dim=-1) / s.square()
         padding = (0, -query.shape[-1] % HEAD_MULTIPLE)
         q, k, v = (pad(t, padding)[None, None] for t in (query, keys, pad(values, (0, 1))))
-        mean = scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : len(centre)]
-        return (mean + centre).to(z.dtype).reshape(z.shape)
+        return scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : len(centre)] + centre
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
-        rounding = torch.finfo(covariances.dtype).eps if isinstance(covariances, Tensor) else 1e-9
+        known = isinstance(covariances, Tensor) and covariances.is_floating_point()
+        rounding = torch.finfo(covariances.dtype).eps if known else 1e-9
         weights, means, covariances = (torch.as_tensor(t, dtype=torch.float64) for t in (weights, means, covariances))
         _check(weights, means, covariances, asymmetry=max(1e-9, 4 * means.shape[-1] * rounding))
         covariances = (covariances + covariances.mT) / 2

@@ -172,9 +172,10 @@ class MeanShift:
 class MSD:
     """Mean-shift distillation (Algorithm 2): the target is the mean of N samples of p(y) N(y; x, λ²I).
 
-    `kernel`, `clock`, `interval` and `solver` are those of `sample_product`, on the noise levels `sigmas`; `bandwidth`
-    is the schedule of λ, `samples` is N. With `inversion`, a denoiser, the exponential kernel is centred on the path of
-    x inverted by it (the paper's choice for Stable Diffusion).
+    `kernel`, `clock`, `interval` and `solver` are those of `sample_product`, on the noise levels `sigmas`; `interval`
+    may also be a function of λ, since it has to move with it. `bandwidth` is the schedule of λ, `samples` is N. With
+    `inversion`, a denoiser, the exponential kernel is centred on the path of x inverted by it (the paper's choice for
+    Stable Diffusion).
     """
 
     kernel: str
@@ -183,7 +184,7 @@ class MSD:
     samples: int = 1
     solver: str = "heun"
     clock: str | Callable[[float], float] = "heat"
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | Callable[[float], tuple[float, float]] | None = None
     inversion: Denoiser | None = None
 
     def __post_init__(self):
@@ -202,8 +203,9 @@ class MSD:
             back = counted(self.inversion)
             path = list(invert(back, x, self.sigmas, "euler"))
             centre, spent = [c.expand_as(stack) for c in reversed(path)], back.calls
+        interval = self.interval(λ) if callable(self.interval) else self.interval
         *_, y = sample_product(
-            denoise, stack, λ, self.sigmas, self.kernel, self.clock, self.interval, centre, self.solver, generator
+            denoise, stack, λ, self.sigmas, self.kernel, self.clock, interval, centre, self.solver, generator
         )
         return Target(y.mean(0), 1.0, self.samples * denoise.calls + spent, λ)
 

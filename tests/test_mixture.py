@@ -191,3 +191,9 @@ def test_bad_calls_are_refused_by_name():
         mixture.product(torch.zeros(2), 0)
     with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be one point, \(2,\)"):
         mixture.product(x, 1.0)
+
+
+def test_whole_numbers_are_numbers():
+    mixture = GaussianMixture(torch.tensor([1, 3]), torch.tensor([[0, 0], [2, 1]]), torch.eye(2).long().expand(2, 2, 2))
+    assert mixture.weights.tolist() == [0.25, 0.75]
+    assert mixture.log_prob(torch.zeros(2)).isfinite()

@@ -277,6 +277,16 @@ def test_msd_centred_on_the_inversion_of_x():
     assert target.calls == 2 * 6 + 5  # the inversion stands still on its step from 0
 
 
+def test_the_interval_may_move_with_the_bandwidth():
+    bandwidth = linear(0.8, 0.2)
+    moving = MSD("exponential", bandwidth, SIGMAS, 2, interval=lambda λ: (λ / 2, 3 * λ))
+    for progress in (0.0, 0.5, 1.0):
+        λ = bandwidth(progress)
+        fixed = MSD("exponential", bandwidth, SIGMAS, 2, interval=(λ / 2, 3 * λ))
+        here, there = (msd(MIXTURE.denoise, X, progress, seeded()).value for msd in (moving, fixed))
+        torch.testing.assert_close(here, there, rtol=0, atol=0)
+
+
 def test_guided_calls_cost_two():
     denoise = guided(MIXTURE.denoise, OTHER.denoise, 4.0)
     cost = {

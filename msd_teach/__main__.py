@@ -1,0 +1,33 @@
+"""`python -m msd_teach tables`: compute Tables 1 and 2 of the paper and write them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import tables
+from .budget import NAMES
+
+
+def main() -> None:
+    """Read the command line and run it."""
+    parser = argparse.ArgumentParser(prog="python -m msd_teach", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("tables", help="compute what is missing of Tables 1 and 2, then write results/")
+    making.add_argument(
+        "--budget", choices=NAMES, default="laptop", help="gpu: the paper's sample sizes, hours on a CPU"
+    )
+    making.add_argument("--table", choices=tables.ROWS, action="append", help="only this one")
+    making.add_argument("--denoiser", choices=("ideal", "learned"), action="append", help="only this one")
+    making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
+    options = parser.parse_args()
+    sizes = tables.SMOKE if options.budget == "smoke" else tables.PROTOCOL
+    folder = options.folder or Path("executed/smoke" if options.budget == "smoke" else "results")
+    for table in options.table or tables.ROWS:
+        rows = tables.ROWS[table](options.budget)
+        tables.compute(table, [row for row in rows if row.denoiser in (options.denoiser or [row.denoiser])], sizes)
+        print(tables.write(table, rows, sizes, folder, f"python -m msd_teach tables --budget {options.budget}"))
+
+
+if __name__ == "__main__":
+    main()

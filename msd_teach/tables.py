@@ -1,0 +1,220 @@
+"""Tables 1 and 2 of the paper: its evaluation in the plane, every method under one protocol.
+
+    python -m msd_teach tables --budget laptop
+
+Rows are computed cheapest first and kept in a cache, one file each, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import densities, metrics, records
+from .denoisers import Denoiser, IdealDenoiser, counted
+from .distill import distill
+from .mixture import GaussianMixture
+from .sampling import karras_sigmas, sample
+from .schedules import annealed, dreamfusion_weight, linear, uniform_sigma, uniform_time, unit_weight
+from .targets import MSD, SDI, SDS, MeanShift, Method, Target
+from .tensors import noise_like
+
+DENSITIES = {"fractal": densities.fractal, "spiral": densities.spiral, "pinwheel": densities.pinwheel}
+REFERENCE = 4000  # points of the density that precision, recall and MMD compare with
+RATE = 0.08  # of Adam
+START, END = 0.316 / math.sqrt(2), 0.003  # λ_paper = .316 is a standard deviation of .316/√2
+BANDWIDTH = linear(START, END)
+DDIM = karras_sigmas(32, 0.002, 5.0)
+SIGMAS = karras_sigmas(16, 0.002, 5.0)  # of the product samplers, with Euler's method
+
+CHOSEN = ((0.03, 1.5, 12.0), (0.1, 1.0, 3.0), (0.316, 0.5, 1.5))  # λ, σ_lo/λ, σ_hi/λ: chapter 05, by least error
+
+
+def chosen_interval(bandwidth: float) -> tuple[float, float]:
+    """The kernel interval of least measured error at this λ: log-linear between the three of chapter 05."""
+    (left, *low), (right, *high) = CHOSEN[:2] if bandwidth < CHOSEN[1][0] else CHOSEN[1:]
+    share = min(max(math.log(bandwidth / left) / math.log(right / left), 0.0), 1.0)
+    lo, hi = (bandwidth * a ** (1 - share) * b**share for a, b in zip(low, high, strict=True))
+    return lo, hi
+
+
+METHODS: dict[str, Callable[[int], Method]] = {
+    "SDS, t uniform": lambda n: SDS(uniform_time(), samples=n),
+    "SDS, σ uniform": lambda n: SDS(uniform_sigma(), samples=n),
+    "SDS annealed": lambda n: SDS(annealed(BANDWIDTH), unit_weight, n),
+    "SDI": lambda n: SDI(),
+    "mean shift": lambda n: MeanShift(BANDWIDTH),
+    "MSD sum, full": lambda n: MSD("exponential", BANDWIDTH, SIGMAS, n, "euler"),
+    "MSD sum, chosen": lambda n: MSD("exponential", BANDWIDTH, SIGMAS, n, "euler", interval=chosen_interval),
+    "MSD exact": lambda n: MSD("exact", BANDWIDTH, SIGMAS, n, "euler"),
+}
+"""Each method from the number N of samples in one update; SDI and mean shift know only N = 1."""
+
+PRINTED = "SDS, Section 4.1"
+
+
+def printed_sds(denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
+    """SDS as Section 4.1 prints it, w (z − D(z; σ))/σ at z = x + σn: the −n is missing, the mean is the same."""
+    u = torch.rand(len(x), dtype=torch.float64, generator=generator)
+    sigma = uniform_time()(u, progress)
+    z = x + sigma[:, None].to(x) * noise_like(x, generator)
+    return Target(x - z + denoise(z, sigma), dreamfusion_weight(sigma), 1, float(sigma.mean()))
+
+
+class Sizes(NamedTuple):
+    """`data` points of the ideal denoiser, `side`² optimised points, `steps` of Adam, `iterations` of training."""
+
+    data: int
+    side: int
+    steps: int
+    iterations: int
+
+
+PROTOCOL = Sizes(data=10_000, side=25, steps=150, iterations=4096)
+SMOKE = Sizes(data=1000, side=9, steps=40, iterations=100)
+
+
+class Row(NamedTuple):
+    """One row of Table 2 with one seed, or of Table 1 at a `progress` (0 to 1) of the annealing."""
+
+    density: str
+    denoiser: str
+    method: str
+    samples: int
+    seed: int
+    progress: float | None = None
+
+
+def table2_rows(budget: str) -> list[Row]:
+    """The rows of Table 2 at a budget, cheapest first; `gpu` adds the paper's sample sizes."""
+    runs = [("DDIM", 1, 5), ("mean shift", 1, 5), ("SDI", 1, 5)]
+    runs += [(name, n, 5) for name in ("SDS, t uniform", "SDS, σ uniform", "SDS annealed") for n in (1, 17)]
+    runs += [(name, 1, 5) for name in METHODS if name.startswith("MSD")]
+    if budget == "smoke":
+        return [Row("fractal", "ideal", name, n, seed) for name, n, _ in runs for seed in range(2)]
+    runs += [(name, 10, 2) for name in METHODS if name.startswith("MSD")]
+    if budget == "gpu":
+        runs += [("SDS, t uniform", 1000, 2), ("SDS, σ uniform", 1000, 2), ("SDS annealed", 1000, 1)]
+        runs += [(name, 100, 1) for name in METHODS if name.startswith("MSD")]
+    places = [(density, denoiser) for denoiser in ("ideal", "learned") for density in DENSITIES]
+    return [Row(*place, name, n, seed) for name, n, seeds in runs for seed in range(seeds) for place in places]
+
+
+def table1_rows(budget: str) -> list[Row]:
+    """The rows of Table 1: the efficiency of every update at the first, middle and last bandwidth."""
+    draws, names = {"smoke": 8, "laptop": 100, "gpu": 1000}[budget], ["fractal"] if budget == "smoke" else DENSITIES
+    return [
+        Row(name, "ideal", method, draws, seed, progress)
+        for seed in range(2 if budget == "smoke" else 3)
+        for method in (PRINTED, *METHODS)
+        for name in names
+        for progress in (0.0, 0.5, 1.0)
+    ]
+
+
+def denoiser_of(row: Row, sizes: Sizes) -> Denoiser:
+    """The ideal denoiser of a data set drawn with the row's seed, or a network trained with it."""
+    density = DENSITIES[row.density]()
+    if row.denoiser == "learned":
+        from .learned import train_denoiser
+
+        return train_denoiser(density, iterations=sizes.iterations, seed=row.seed)
+    return IdealDenoiser(density.sample(sizes.data, generator=_generator(row.seed, "data")).float())
+
+
+def start_points(sizes: Sizes) -> Tensor:
+    """The lattice over [−1.5, 1.5]² where every optimisation starts, (side², 2)."""
+    axis = torch.linspace(-1.5, 1.5, sizes.side)
+    return torch.cartesian_prod(axis, axis)
+
+
+def final_points(row: Row, denoise: Denoiser, sizes: Sizes) -> tuple[Tensor, int]:
+    """Where a method leaves the lattice after `steps` of Adam (for DDIM: samples), and the calls for each point."""
+    generator = _generator(row.seed, row.method)
+    x = start_points(sizes)
+    if row.method == "DDIM":
+        denoise = counted(denoise)
+        *_, y = sample(denoise, float(DDIM[0]) * torch.randn(x.shape, generator=generator), DDIM, "euler")
+        return y, denoise.calls
+    x.requires_grad_()
+    method, optimizer = METHODS[row.method](row.samples), torch.optim.Adam([x], RATE)
+    *_, last = distill(lambda _: x, optimizer, denoise, method, sizes.steps, generator=generator)
+    return x.detach(), last.calls
+
+
+def judge(x: Tensor, density: GaussianMixture, seed: int) -> dict[str, float]:
+    """NLL, precision, recall and MMD² of points against the density."""
+    reference = density.sample(REFERENCE, generator=_generator(seed, "reference"))
+    precision, recall = metrics.precision_recall(x.double(), reference)
+    mmd = metrics.mmd2(x.double(), reference)
+    return {"nll": metrics.nll(density, x.double()), "precision": precision, "recall": recall, "mmd": mmd}
+
+
+def table2(row: Row, sizes: Sizes) -> dict[str, Any]:
+    """Computes a row of Table 2."""
+    denoise = denoiser_of(row, sizes)
+    begin = time.perf_counter()
+    x, calls = final_points(row, denoise, sizes)
+    seconds = time.perf_counter() - begin
+    return judge(x, DENSITIES[row.density](), row.seed) | {"calls": calls, "seconds": round(seconds, 2)}
+
+
+def table1(row: Row, sizes: Sizes) -> dict[str, Any]:
+    """Computes a row of Table 1: log efficiency (Eq. 17) of single updates over the lattice, against two references.
+
+    `own` is the estimator's own mean, `true` the mean shift of the same denoiser; for the latter the estimator may be
+    scaled by one constant, the best, since SDS fixes no scale.
+    """
+    denoise, x = denoiser_of(row, sizes), start_points(sizes)
+    method = printed_sds if row.method == PRINTED else METHODS[row.method](1)
+    generator = _generator(row.seed, row.method)
+    assert row.progress is not None
+    pulls = [method(denoise, x, row.progress, generator) for _ in range(row.samples)]
+    updates = torch.stack([torch.as_tensor(t.weight).reshape(-1, 1) * (t.value - x) for t in pulls]).float()
+    calls = sum(t.calls for t in pulls) / len(pulls)
+    shift = (denoise(x.double(), BANDWIDTH(row.progress)) - x).double()
+    own = metrics.efficiency(updates, None, calls)
+    true = metrics.efficiency(metrics.best_multiple(updates, shift), shift, calls)
+    return {"own": own.log, "own_floored": own.floored, "true": true.log, "true_floored": true.floored, "calls": calls}
+
+
+COMPUTE = {"table1": table1, "table2": table2}
+ROWS = {"table1": table1_rows, "table2": table2_rows}
+
+
+def key(row: Row, sizes: Sizes) -> list[Any]:
+    """All that a row's figures depend on."""
+    return [row._asdict(), sizes._asdict(), REFERENCE]
+
+
+def compute(table: str, rows: Sequence[Row], sizes: Sizes) -> None:
+    """Computes the rows that the cache lacks, with a progress bar."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm([row for row in rows if not records.place(table, key(row, sizes)).exists()], table)
+    for row in bar:
+        bar.set_postfix_str(f"{row.density} {row.denoiser}: {row.method}, N = {row.samples}, seed {row.seed}")
+        records.cached(table, key(row, sizes), lambda row=row: row._asdict() | COMPUTE[table](row, sizes))
+
+
+def write(table: str, rows: Sequence[Row], sizes: Sizes, folder: Path, command: str) -> Path:
+    """Writes the rows that the cache has to folder/table.json."""
+    places = [records.place(table, key(row, sizes)) for row in rows]
+    found = [json.loads(place.read_text()) for place in places if place.exists()]
+    path = folder / f"{table}.json"
+    records.write(path, {"command": command, "sizes": sizes._asdict() | {"reference": REFERENCE}}, found)
+    return path
+
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    """A stream of its own for each purpose of a seed, so that a row does not depend on the others."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,165 @@
+"""Tables 1 and 2 made again at smoke size, and the files that the chapters read."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from msd_teach import __main__ as cli
+from msd_teach import records, tables
+from msd_teach.denoisers import IdealDenoiser
+from msd_teach.product import sample_product
+from msd_teach.tables import DENSITIES, METHODS, PRINTED, PROTOCOL, SMOKE, Row
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MSD_TEACH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_three_orders_of_table_2():
+    """NLL: MSD below SDS; precision: MSD above SDS; recall: MSD below DDIM."""
+    names = {"DDIM": 1, "SDS, t uniform": 17, "SDS, σ uniform": 17, "MSD sum, full": 1, "MSD exact": 1}
+    found = {name: tables.table2(Row("fractal", "ideal", name, n, 0), SMOKE) for name, n in names.items()}
+    for msd in ("MSD sum, full", "MSD exact"):
+        assert found[msd]["recall"] < found["DDIM"]["recall"]
+        for sds in ("SDS, t uniform", "SDS, σ uniform"):
+            assert found[msd]["nll"] < found[sds]["nll"]
+            assert found[msd]["precision"] > found[sds]["precision"]
+
+
+def test_efficiency_of_a_known_estimator():
+    """One draw from a product in closed form: log(|m|²/tr Cov), by the mixture; the calls are 17."""
+    row = Row("fractal", "ideal", "MSD exact", 24, 0, 1.0)
+    x, λ = tables.start_points(SMOKE).double(), tables.BANDWIDTH(1.0)
+    ideal = tables.denoiser_of(row, SMOKE)
+    assert isinstance(ideal, IdealDenoiser)
+    data = ideal.values + ideal.centre
+    weights = (-torch.cdist(x, data, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * λ**2)).softmax(1)
+    mean = weights @ data
+    spread = (weights @ data.square() - mean.square()).sum()
+    want = math.log((mean - x).square().sum() / spread / 17)
+    assert tables.table1(row, SMOKE)["own"] == pytest.approx(want, abs=0.7)
+
+
+def test_the_printed_gradient_has_the_same_mean_and_more_variance():
+    density = DENSITIES["pinwheel"]()
+    denoise = IdealDenoiser(density.sample(500, generator=torch.Generator().manual_seed(0)))
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64).expand(100_000, 2)
+
+    def updates(method):
+        target = method(denoise, x, 0.0, torch.Generator().manual_seed(1))
+        return target.weight[:, None] * (target.value - x)
+
+    ours, printed = updates(METHODS["SDS, t uniform"](1)), updates(tables.printed_sds)
+    error = (printed - ours).std(0) / len(x) ** 0.5
+    assert ((printed - ours).mean(0).abs() < 4 * error).all()
+    assert printed.var(0).sum() > 1.5 * ours.var(0).sum()
+
+
+def test_the_chosen_interval_passes_through_the_three_of_chapter_05():
+    for λ, low, high in tables.CHOSEN:
+        assert tables.chosen_interval(λ) == pytest.approx((low * λ, high * λ))
+    assert tables.chosen_interval(0.003) == pytest.approx((1.5 * 0.003, 12 * 0.003))
+    assert tables.chosen_interval(1.0) == pytest.approx((0.5, 1.5))
+    x = torch.zeros(1, 2)
+    for λ in (1e-3, 0.05, 0.2, 1.0):
+        list(sample_product(lambda z, s: z, x, λ, tables.SIGMAS, "exponential", interval=tables.chosen_interval(λ)))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    row = Row("spiral", "ideal", "SDS annealed", 1, 3)
+    first = tables.table2(row, SMOKE)
+    tables.table2(row._replace(method="mean shift"), SMOKE)
+    torch.randn(3)
+    again = tables.table2(row, SMOKE)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+    assert tables.table2(row._replace(seed=4), SMOKE)["nll"] != first["nll"]
+
+
+def test_the_command_writes_what_it_says(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(tables, "table2_rows", lambda budget: [Row("fractal", "ideal", "DDIM", 1, s) for s in (0, 1)])
+    monkeypatch.setattr(tables, "ROWS", {"table2": tables.table2_rows})
+    monkeypatch.setattr("sys.argv", ["msd_teach", "tables", "--budget", "smoke", "--folder", str(tmp_path)])
+    cli.main()
+    written = json.loads((tmp_path / "table2.json").read_text())
+    assert [row["seed"] for row in written["rows"]] == [0, 1]
+    mean, error = records.summary(written["rows"], "nll")
+    values = [row["nll"] for row in written["rows"]]
+    assert mean == pytest.approx(sum(values) / 2)
+    assert error == pytest.approx(abs(values[0] - values[1]) / 2)
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    rows = [Row("fractal", "ideal", "DDIM", 1, seed) for seed in range(4)]
+    done: list[int] = []
+    kills = iter([SystemExit("killed")])
+
+    def compute(row, sizes):
+        if row.seed == 2 and (kill := next(kills, None)):
+            raise kill
+        done.append(row.seed)
+        return {"nll": float(row.seed)}
+
+    monkeypatch.setitem(tables.COMPUTE, "table2", compute)
+    with pytest.raises(SystemExit):
+        tables.compute("table2", rows, SMOKE)
+    unfinished = json.loads(tables.write("table2", rows, SMOKE, tmp_path, "a command").read_text())
+    assert [row["nll"] for row in unfinished["rows"]] == [0, 1]
+    tables.compute("table2", rows, SMOKE)
+    assert done == [0, 1, 2, 3]
+    finished = json.loads(tables.write("table2", rows, SMOKE, tmp_path, "a command").read_text())
+    assert [row["nll"] for row in finished["rows"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_stored_results_keep_their_schema(table, monkeypatch):
+    stored = json.loads((RESULTS / f"{table}.json").read_text())
+    assert stored["sizes"] == PROTOCOL._asdict() | {"reference": tables.REFERENCE}
+    assert set(stored["versions"]) == {"python", "torch"}
+    figures = {
+        "table1": {"own", "own_floored", "true", "true_floored", "calls"},
+        "table2": {"nll", "precision", "recall", "mmd", "calls", "seconds"},
+    }[table]
+    for row in stored["rows"]:
+        assert set(row) == {*Row._fields, *figures, "commit"}
+        assert row["method"] in {"DDIM", PRINTED, *METHODS}
+        assert len(row["commit"]) == 40
+        assert all(math.isfinite(row[name]) for name in figures)
+    keys = [tuple(row[name] for name in Row._fields) for row in stored["rows"]]
+    assert len(keys) == len(set(keys))
+    python, *words = shlex.split(stored["command"])
+    assert python == "python"
+    monkeypatch.setattr("sys.argv", [*words[1:], "--folder", "unused"])
+    asked = []
+    monkeypatch.setattr(tables, "compute", lambda name, rows, sizes: asked.append((name, sizes)))
+    monkeypatch.setattr(tables, "write", lambda *arguments: None)
+    cli.main()
+    assert (table, PROTOCOL) in asked
+
+
+def test_the_stored_orders():
+    """The three orders that hold in every row of the paper's Table 2, in every row of ours."""
+    rows = json.loads((RESULTS / "table2.json").read_text())["rows"]
+    places = {(row["density"], row["denoiser"]) for row in rows}
+    assert len(places) == 6
+    for density, denoiser in places:
+
+        def mean(figure, method, samples, density=density, denoiser=denoiser):
+            chosen = records.select(rows, density=density, denoiser=denoiser, method=method, samples=samples)
+            assert len(chosen) >= 2
+            return records.summary(chosen, figure)[0]
+
+        for msd in ("MSD sum, full", "MSD sum, chosen", "MSD exact"):
+            assert mean("recall", msd, 1) < mean("recall", "DDIM", 1)
+            for sds in ("SDS, t uniform", "SDS, σ uniform"):
+                assert mean("nll", msd, 1) < mean("nll", sds, 17)
+                assert mean("precision", msd, 1) > mean("precision", sds, 17)
