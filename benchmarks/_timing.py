@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,8 +38,9 @@ def machine() -> dict[str, str | int]:
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process so far, in MiB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process so far, in MiB (Linux; `ru_maxrss` would include the parent's before exec)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def report(rows: list[dict]) -> None:

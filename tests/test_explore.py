@@ -15,7 +15,7 @@ from PIL import Image, ImageStat
 from playwright.sync_api import BrowserContext, Page
 
 from msd_teach import GaussianMixture, eight_gaussians, fractal
-from msd_teach.explore import Live, distillation_canvas, explore, mean_shift_canvas
+from msd_teach.explore import Live, distillation_canvas, explore, mean_shift_canvas, replay_canvas
 from msd_teach.web import Page as Printed
 
 pytestmark = pytest.mark.slow
@@ -64,6 +64,25 @@ def mixture(seed: int = 0) -> GaussianMixture:
 
 def points(n: int, seed: int = 1) -> torch.Tensor:
     return 4 * torch.rand(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 2
+
+
+STEPS = [0, 1, 3, 7, 15]
+NAMES, METHODS = ["seven", "eight"], ["SDS", "<i>SDI", "MSD"]
+
+
+def recording(n: int = 12) -> dict[tuple[str, str], torch.Tensor]:
+    """Random runs of three methods on two densities, all from the same places."""
+    generator = torch.Generator().manual_seed(2)
+    pairs = [(name, method) for name in NAMES for method in METHODS]
+    runs = {pair: 3 * torch.rand(len(STEPS), n, 2, dtype=torch.float64, generator=generator) - 1.5 for pair in pairs}
+    for states in runs.values():
+        states[0] = runs[pairs[0]][0]
+    return runs
+
+
+def replay(density: GaussianMixture | None = None, n: int = 12, **kwargs) -> Printed:
+    densities = dict(zip(NAMES, (density or mixture(), eight_gaussians()), strict=True))
+    return replay_canvas(recording(n), densities, STEPS, **kwargs)
 
 
 def status(page: Page, canvas: int = 0) -> str:
@@ -297,7 +316,7 @@ CONTRAST = r"""() => {
     const colour = getComputedStyle(node).backgroundColor;
     return colour === "rgba(0, 0, 0, 0)" ? ground(node.parentElement) : colour;
   };
-  return [...document.querySelectorAll("[data-explore] :is(span, b, p, button, label)")].map((node) => {
+  return [...document.querySelectorAll("[data-explore] :is(span, b, p, button, label, select)")].map((node) => {
     const [a, b] = [getComputedStyle(node).color, ground(node)].map(luminance).sort((p, q) => q - p);
     return (a + 0.05) / (b + 0.05);
   });
@@ -305,7 +324,7 @@ CONTRAST = r"""() => {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("make", [mean_shift_canvas, distillation_canvas])
+@pytest.mark.parametrize("make", [mean_shift_canvas, distillation_canvas, replay])
 def test_text_is_legible(look, theme, make):
     page = look(make(mixture()).html, theme=theme)
     assert min(page.evaluate(CONTRAST)) > 4.5
@@ -327,7 +346,7 @@ def test_the_canvas_follows_the_theme_of_the_page(look):
     assert not is_light()
 
 
-@pytest.mark.parametrize("make", [mean_shift_canvas, distillation_canvas])
+@pytest.mark.parametrize("make", [mean_shift_canvas, distillation_canvas, replay])
 def test_a_narrow_page_does_not_overflow(look, make):
     page = look(make(mixture()).html, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -469,3 +488,178 @@ def test_canvases_refuse(make):
         make(mixture(), 0.0)
     with pytest.raises(ValueError, match="is 251; it must be from 1 to 250"):
         make(mixture(), 0.1, 251)
+
+
+# Recorded runs
+
+
+def shown(page: Page, side: int) -> torch.Tensor:
+    points = page.evaluate("side => document.querySelector('[data-explore]').explore.points(side)", side)
+    return torch.tensor(points, dtype=torch.float64)
+
+
+def box_of(html: str) -> list[float]:
+    """left, right, bottom, top of the page's whole picture; positions are rounded to 2047ths of its sides."""
+    return json.loads(re.findall(r'"bounds":(\[.*?\])', html)[0])
+
+
+def rounding(html: str) -> torch.Tensor:
+    left, right, bottom, top = box_of(html)
+    return 1.0001 * torch.tensor([right - left, top - bottom]).double() / 2047 / 2
+
+
+def step_to(page: Page, frame: int) -> None:
+    page.locator("input[type=range]").fill(str(frame))
+    page.wait_for_timeout(60)
+
+
+def test_replayed_positions_and_losses_are_the_recorded_ones(look):
+    runs, densities = recording(), dict(zip(NAMES, (mixture(), eight_gaussians()), strict=True))
+    html = replay(levels={"MSD": [f"λ = {2.0**-k:g}" for k in range(5)]}).html
+    page = look(html)
+    for name in reversed(NAMES):
+        page.get_by_role("radio", name=name).check()
+        assert page.locator(".choices .counter").inner_text().startswith(f"samples of {name}: ")
+        for frame in (4, 2, 0):
+            step_to(page, frame)
+            assert page.locator(".sliders b").inner_text() == f"{STEPS[frame]} of 15"
+            for side, method in ((0, "MSD"), (1, "<i>SDI"), (1, "SDS")):
+                page.locator("select").nth(side).select_option(method)
+                states = runs[name, method][frame]
+                assert ((shown(page, side) - states).abs() <= rounding(html)).all()
+                loss = f"mean −log p = {-densities[name].log_prob(states).mean():.2f} nats".replace("= -", "= −")
+                assert status(page, side) == loss
+                note = page.locator(".head .counter").nth(side).text_content()
+                assert note == (f"λ = {2.0**-frame:g}" if method == "MSD" else "")
+
+
+def test_a_dot_is_drawn_where_the_point_was(look):
+    html = replay(n=1).html
+    left, right, bottom, top = box_of(html)
+    page = look(html)
+    page.get_by_role("checkbox", name="close up").uncheck()
+    step_to(page, 0)  # where no tail is
+    image = torch.frombuffer(
+        bytearray(Image.open(io.BytesIO(pixels(page))).convert("RGB").tobytes()), dtype=torch.uint8
+    )
+    side = int((len(image) / 3) ** 0.5)
+    blue = (image.view(side, side, 3).double() - torch.tensor([0, 103, 166])).abs().sum(-1) < 60
+    row, column = blue[1:-1, 1:-1].nonzero().double().mean(0).tolist()  # inside of the border
+    (x, y), scale = recording(1)["seven", "SDS"][0, 0].tolist(), (side - 2) / max(right - left, top - bottom)
+    assert abs(column + 0.5 - (side / 2 - 1) - scale * (x - (left + right) / 2)) < 0.7
+    assert abs(row + 0.5 - (side / 2 - 1) + scale * (y - (bottom + top) / 2)) < 0.7
+
+
+def test_controls_of_the_replay_move_what_they_should(look):
+    page = look(replay(default=("eight", "MSD", "SDS")).html)
+    assert page.locator("select").nth(0).evaluate("node => node.selectedOptions[0].text") == "MSD"
+
+    def changed(act: Callable[[], object]) -> list[bool]:
+        before = [pixels(page, side) for side in (0, 1)]
+        act()
+        page.wait_for_timeout(100)
+        return [pixels(page, side) != before[side] for side in (0, 1)]
+
+    assert changed(lambda: drag_slider(page, 0.3)) == [True, True]
+    assert changed(lambda: page.locator("select").nth(1).select_option("<i>SDI")) == [False, True]
+    assert changed(lambda: page.locator("select").nth(0).select_option("SDS")) == [True, False]
+    assert changed(lambda: page.get_by_role("radio", name="seven").check()) == [True, True]
+    assert changed(lambda: page.get_by_role("checkbox").uncheck()) == [True, True]
+    x, y = page.evaluate("document.querySelector('[data-explore]').explore.pixels(0)[3]")
+    corner = spot(page, (0, 0))
+    for followed in (3, -1):
+        page.mouse.move(corner[0] + 1 + x, corner[1] + 1 + y)
+        page.wait_for_timeout(60)  # the ring at the pointer is there before
+        assert changed(page.mouse.down) == [True, True]
+        page.mouse.up()
+        assert page.evaluate("document.querySelector('[data-explore]').explore.followed()") == followed
+
+
+def test_replay_by_keyboard_and_touch(look, chromium):
+    page = look(replay().html)
+    own = "document.querySelector('[data-explore]').explore"
+    page.get_by_role("checkbox").focus()
+    page.keyboard.press("Space")  # the whole picture
+    page.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("input[type=range]").get_attribute("aria-valuetext") == "1 of 15"
+    page.wait_for_timeout(60)
+    canvas = page.locator("canvas").nth(1)
+    assert canvas.get_attribute("aria-label") == "12 points at step 1 of <i>SDI on seven"
+    before, width = pixels(page, 1), canvas.evaluate("node => node.clientWidth")
+    page.locator("canvas").first.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(60)
+    cursor = torch.tensor([width / 2 - 16, width / 2])
+    nearest = (torch.tensor(page.evaluate(f"{own}.pixels(0)")) - cursor).norm(dim=1).argmin()
+    assert page.evaluate(f"{own}.followed()") == nearest
+    assert pixels(page, 1) != before
+    page.get_by_role("button", name="Let the point go").click()
+    assert page.evaluate(f"{own}.followed()") == -1
+    session = chromium.new_cdp_session(page)
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    x, y = page.evaluate(f"{own}.pixels(1)[7]")
+    corner = spot(page, (0, 0), 1)
+    touches = [{"x": corner[0] + 1 + x, "y": corner[1] + 1 + y}]
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": touches})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert page.evaluate(f"{own}.followed()") == 7
+    for control in page.locator("canvas, input, button, select").all():
+        assert control.get_attribute("data-lm-suppress-shortcuts") is not None
+
+
+def test_replay_plays_and_pauses(look):
+    page = look(replay().html)
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").click()
+    frame = int(page.locator("input[type=range]").input_value())
+    assert frame < 4
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    page.get_by_role("button", name="Play").wait_for(timeout=5000)
+    assert page.locator(".sliders b").inner_text() == "15 of 15"
+    assert ((shown(page, 0) - recording()["seven", "SDS"][-1]).abs() <= rounding(replay().html)).all()
+    page = look(replay().html, motion="reduce")
+    step_to(page, 1)
+    page.get_by_role("button", name="Play").click()
+    assert page.locator(".sliders b").inner_text() == "15 of 15"
+
+
+def test_what_the_replay_stores():
+    first, second = replay(), replay()
+    assert first._repr_mimebundle_() == second._repr_mimebundle_()
+    data, metadata = first._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == data["text/plain"]
+    assert len(replay(n=112).html) - len(replay(n=12).html) < 100 * 2 * len(recording()) * len(STEPS) * 12 / 8 * 4 / 3
+    assert Image.open(io.BytesIO(first.png)).size[0] > 400
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": {}}, "runs is empty"),
+        ({"runs": {("seven", "SDS"): torch.zeros(5, 3, 2)}}, r"differ by \[\('eight', 'SDS'\)\]"),
+        ({"runs": recording() | {("six", "SDS"): torch.zeros(5, 12, 2)}}, r"differ by \[\('six', 'SDS'\)\]"),
+        ({"runs": recording() | {("eight", "SDS"): torch.zeros(5, 11, 2)}}, r"\(5, 11, 2\); it must be \(5, 12, 2\)"),
+        ({"runs": recording() | {("eight", "SDS"): torch.full((5, 12, 2), torch.nan)}}, "'SDS'.* is not finite"),
+        ({"runs": recording(251)}, "251 points"),
+        ({"steps": [0, 1, 3, 3, 5]}, "steps is .*increasing"),
+        ({"steps": [0, 1]}, r"it must be \(2, 12, 2\)"),
+        ({"levels": {"MSD": ["λ"]}}, r"levels\['MSD'\] has 1 notes; it takes 5"),
+        ({"levels": {"ISM": [""] * 5}}, r"levels\['ISM'\].*\['SDS'"),
+        ({"default": ("seven", "SDS", "ISM")}, "default is .*'ISM'.*must be"),
+        ({"default": ("seven", "SDS")}, "default is"),
+    ],
+)
+def test_replay_refuses(change, message):
+    densities = dict(zip(NAMES, (mixture(), eight_gaussians()), strict=True))
+    with pytest.raises(ValueError, match=message):
+        replay_canvas(**{"runs": recording(), "densities": densities, "steps": STEPS} | change)
+
+
+def test_replay_refuses_a_line():
+    line = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1))
+    with pytest.raises(ValueError, match=r"densities\['line'\] has dimension 1"):
+        replay_canvas({("line", "SDS"): torch.zeros(2, 3, 2)}, {"line": line}, [0, 1])
