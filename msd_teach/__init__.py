@@ -2,7 +2,9 @@
 
 from .denoisers import Denoiser, IdealDenoiser, counted, guided
 from .densities import GaussianMixture, checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
+from .diffusion import DiffusionPrior
 from .distill import Rendered, StepInfo, distill
+from .learned import LearnedDenoiser, train_denoiser
 from .product import product_denoiser, sample_product
 from .sampling import invert, karras_sigmas, sample
 from .targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target
@@ -16,8 +18,10 @@ __all__ = [
     "SDS",
     "VSD",
     "Denoiser",
+    "DiffusionPrior",
     "GaussianMixture",
     "IdealDenoiser",
+    "LearnedDenoiser",
     "MeanShift",
     "Rendered",
     "StepInfo",
@@ -36,4 +40,5 @@ __all__ = [
     "sample",
     "sample_product",
     "spiral",
+    "train_denoiser",
 ]
