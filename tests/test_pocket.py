@@ -32,9 +32,9 @@ class Answer(NamedTuple):
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and renders in shards of 24."""
-    monkeypatch.setenv("MSD_TEACH_POCKET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MSD_TEACH_CACHE", str(tmp_path))
     monkeypatch.setattr(data, "SHARD", 24)
-    return tmp_path / "cache"
+    return tmp_path / "pocket"
 
 
 def line() -> nn.Linear:

@@ -72,7 +72,7 @@ def test_the_chosen_interval_passes_through_the_three_of_chapter_05():
     assert tables.chosen_interval(1.0) == pytest.approx((0.5, 1.5))
     x = torch.zeros(1, 2)
     for λ in (1e-3, 0.05, 0.2, 1.0):
-        list(sample_product(lambda z, s: z, x, λ, tables.SIGMAS, "exponential", interval=tables.chosen_interval(λ)))
+        list(sample_product(lambda z, sigma: z, x, λ, tables.SIGMAS, "exponential", interval=tables.chosen_interval(λ)))
 
 
 def test_a_row_does_not_depend_on_the_others():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import Renders, cache_folder, load_renders
+from ..cache import cache_folder
+from .data import Renders, load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def train(renders: int = RENDERS, plan: Plan = PLAN) -> Trained[AutoencoderKL]:
         pairs = torch.stack([shown, reconstruct(network, shown)], 1).flatten(0, 1)
         save_sheet(pairs / 2 + 0.5, 12, path)
 
-    trained = fit("autoencoder", build(), loss, renders, plan, cache_folder() / "autoencoder", sheet)
+    trained = fit("autoencoder", build(), loss, renders, plan, cache_folder("pocket") / "autoencoder", sheet)
     standardise(trained.network, data.pixels(torch.arange(min(renders, 2000))))
     return trained
 

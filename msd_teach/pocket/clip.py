@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .data import cache_folder, load_renders, meaning
+from ..cache import cache_folder
+from .data import load_renders, meaning
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS, WORDS, Prompt
 
@@ -86,7 +87,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def train(renders: int = RENDERS, plan: Plan = PLAN) -> Trained[CLIPModel]:
     """Train CLIP, or go on. The tokenizer is beside its checkpoint."""
-    folder = cache_folder() / "clip"
+    folder = cache_folder("pocket") / "clip"
     tokenizer = build_tokenizer(folder / "tokenizer")
     data = load_renders("train", renders)
     ids, said = tokens(tokenizer, data.captions), meaning(data.captions)

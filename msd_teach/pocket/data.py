@@ -1,7 +1,4 @@
-"""Renders made once, kept in the cache folder, and loaded as tensors.
-
-The folder is `~/.cache/msd_teach/pocket`, or what the environment variable MSD_TEACH_POCKET_CACHE names.
-"""
+"""Renders made once, kept in the cache, and loaded as tensors."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..cache import cache_folder
 from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
 
 WORLD = 1  # raise it whenever renders change: what older worlds left in the cache is then ignored
@@ -42,13 +40,6 @@ class Renders(NamedTuple):
         return self.image[index].float() / 127.5 - 1
 
 
-def cache_folder() -> Path:
-    """The folder of renders and checkpoints, made if it is missing."""
-    folder = Path(os.environ.get("MSD_TEACH_POCKET_CACHE", "~/.cache/msd_teach/pocket")).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def save_atomically(value: object, path: Path) -> None:
     """Write a file that is either whole or not there, even if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +64,7 @@ def load_renders(split: str, count: int) -> Renders:
 
 
 def _shard(split: str, number: int) -> Renders:
-    path = cache_folder() / f"renders-{WORLD}" / f"{split}-{number:04d}.pt"
+    path = cache_folder("pocket") / f"renders-{WORLD}" / f"{split}-{number:04d}.pt"
     if not path.exists():
         save_atomically(tuple(_draw(split, number)), path)
     return Renders(*torch.load(path, weights_only=True))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .data import cache_folder, labels, load_renders
+from ..cache import cache_folder
+from .data import labels, load_renders
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS
 
@@ -76,7 +77,7 @@ def train(renders: int = RENDERS, plan: Plan = PLAN) -> Trained[Judge]:
         answers = truth[index].to(device)
         return torch.stack([functional.cross_entropy(v, a) for v, a in zip(network(x), answers.T, strict=True)]).sum()
 
-    return fit("judge", Judge(), loss, renders, plan, cache_folder() / "judge")
+    return fit("judge", Judge(), loss, renders, plan, cache_folder("pocket") / "judge")
 
 
 def disturb(x: Tensor, generator: torch.Generator) -> Tensor:

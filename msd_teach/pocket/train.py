@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..cache import cache_folder
 from . import autoencoder, clip, judge, unet
-from .data import cache_folder, load_renders
+from .data import load_renders
 from .evaluate import Figures, autoencoder_figures, clip_figures, judge_figures, missed, sample_figures
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def train(stage: str, steps: int | None = None, renders: int | None = None, past
     _keep(trained.network.save_pretrained, _final(stage))
     figures = held_out_figures(stage)
     record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}
-    (cache_folder() / stage / "figures.json").write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
+    (cache_folder("pocket") / stage / "figures.json").write_text(
+        json.dumps({**record, "figures": figures}, indent=1) + "\n"
+    )
     return figures
 
 
@@ -154,7 +157,7 @@ def _keep(save: Callable[[Path], None], final: Path) -> None:
 
 
 def _final(stage: str) -> Path:
-    return cache_folder() / stage / "final"
+    return cache_folder("pocket") / stage / "final"
 
 
 def _finished(stage: str) -> Path:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..cache import cache_folder
 from .clip import LENGTH, tokens
-from .data import cache_folder, load_renders, save_atomically
+from .data import load_renders, save_atomically
 from .training import Plan, Trained, device_of, fit, save_sheet
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def train(
     autoencoder: AutoencoderKL, clip: CLIPModel, tokenizer: CLIPTokenizer, renders: int = RENDERS, plan: Plan = PLAN
 ) -> Trained[UNet2DConditionModel]:
     """Train the UNet, or go on. Latents and text embeddings are computed first."""
-    folder = cache_folder() / "unet"
+    folder = cache_folder("pocket") / "unet"
     mean, std, captions = encode_all(autoencoder, renders, folder)
     vocabulary = ["", *sorted(set(captions))]
     position = {caption: i for i, caption in enumerate(vocabulary)}
