@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .cache import save_atomically
 from .mixture import GaussianMixture
 from .tensors import noise_like, per_item
 
@@ -99,7 +101,7 @@ def train_denoiser(
     """Trains a `LearnedDenoiser` on the exact score of `density`; returns its averaged weights, frozen.
 
     Minimises E[σ² |score error|²] over ln σ ~ N(−2.3, 1.5²) and z ~ p_σ with Adam (Karras et al. 2024, toy example).
-    The same seed gives the same network, on one machine with one number of threads. With `cache`, a folder, the state
+    The same seed gives the same network, on processors of one kind. With `cache`, a folder, the state
     is kept there every 512 iterations: a training that was interrupted goes on where it stopped and ends as if it had
     not been, a finished one is only loaded.
 
@@ -136,14 +138,26 @@ def _train(
         state.load(path)
         yield TrainingInfo(state.iteration, math.nan, copy.deepcopy(state.average))
     while state.iteration < iterations:
-        pool = _exact_scores(density, -(-ROUND * batch // REUSE), state.generator)
-        losses = []
-        for _ in range(min(ROUND, iterations - state.iteration)):
-            pick = torch.randint(len(pool), (batch,), generator=state.generator)
-            losses.append(state.step(pool[pick]))
+        with _one_thread():
+            pool = _exact_scores(density, -(-ROUND * batch // REUSE), state.generator)
+            losses = []
+            for _ in range(min(ROUND, iterations - state.iteration)):
+                pick = torch.randint(len(pool), (batch,), generator=state.generator)
+                losses.append(state.step(pool[pick]))
         if path is not None:
             state.save(path)
         yield TrainingInfo(state.iteration, math.fsum(losses) / len(losses), copy.deepcopy(state.average))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are fastest so, and sums do not depend on how many cores there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _exact_scores(density: GaussianMixture, count: int, generator: torch.Generator) -> Tensor:
@@ -186,10 +200,7 @@ class _State:
     def save(self, path: Path) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
         numbers = {"identity": self.identity, "iteration": self.iteration, "generator": self.generator.get_state()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # a file is either whole or not there
-        torch.save(parts | numbers, partial)
-        partial.replace(path)
+        save_atomically(parts | numbers, path)
 
     def load(self, path: Path) -> None:
         kept = torch.load(path, weights_only=True)

@@ -207,8 +207,8 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 | 03 Find out what score distillation does | SDS, and what is wrong with it, in numbers | yes |
 | 04 Sample the product of a density and a kernel | draws from density times kernel, against the exact answer | yes |
 | 05 Solve a stiff product flow | exponential steps, stiffness, clocks, inversion | yes |
-| 06 mean-shift distillation | the paper's algorithm, annealing, guidance | planned |
-| 07 a learned denoiser | a network in the place of the formula | planned |
+| 06 Distil by mean shift | the paper's algorithm, its controls, its figures and tables in the plane | yes |
+| 07 Train a denoiser and find its errors | a network in the place of the formula | yes |
 | 08 Stable Diffusion | the same sampler on a text-to-image model | planned |
 | 09 text to 2-D | an image from a prompt | planned |
 | 10 text to 3-D | an object from a prompt | planned |

@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from msd_teach.cache import save_atomically
 from msd_teach.pocket import autoencoder, clip, data, evaluate, train, training, unet
 from msd_teach.pocket.world import WORDS, Prompt
 
@@ -85,9 +86,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "value.pt"
-    data.save_atomically([1.0], path)
+    save_atomically([1.0], path)
     with pytest.raises((AttributeError, TypeError, RuntimeError)):
-        data.save_atomically([torch.zeros(1000), lambda: None], path)
+        save_atomically([torch.zeros(1000), lambda: None], path)
     assert torch.load(path, weights_only=True) == [1.0]
 
 

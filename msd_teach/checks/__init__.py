@@ -6,20 +6,29 @@ from .chapter02 import heun_step, leave_one_out, noise_prediction, posterior_cov
 from .chapter03 import sds_curvature, sds_target, stationary_covariance
 from .chapter04 import log_stationary, one_sample_efficiency, sample_share, two_looks
 from .chapter05 import heun_factor, noised_kernel_clock, steps_needed, strang
+from .chapter06 import count_modes, log_efficiency, msd_gradient, power_schedule
+from .chapter07 import autoguided, break_even, noise_share
 
 __all__ = [
+    "autoguided",
     "bandwidth_from_paper",
     "best_step",
+    "break_even",
+    "count_modes",
     "heun_factor",
     "heun_step",
     "leave_one_out",
+    "log_efficiency",
     "log_stationary",
     "mean_shift_step",
     "merging_bandwidth",
+    "msd_gradient",
     "noise_prediction",
+    "noise_share",
     "noised_kernel_clock",
     "one_sample_efficiency",
     "posterior_covariance",
+    "power_schedule",
     "sample_share",
     "sds_curvature",
     "sds_target",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cache import cache_folder
+from ..cache import cache_folder, save_atomically
 from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
 
 WORLD = 1  # raise it whenever renders change: what older worlds left in the cache is then ignored
@@ -38,14 +36,6 @@ class Renders(NamedTuple):
     def pixels(self, index: Tensor) -> Tensor:
         """The chosen images in [-1, 1], as the networks read them."""
         return self.image[index].float() / 127.5 - 1
-
-
-def save_atomically(value: object, path: Path) -> None:
-    """Write a file that is either whole or not there, even if the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save(value, partial)
-    partial.replace(path)
 
 
 def load_renders(split: str, count: int) -> Renders:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import save_atomically
+from ..cache import save_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 

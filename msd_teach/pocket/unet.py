@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cache import cache_folder
+from ..cache import cache_folder, save_atomically
 from .clip import LENGTH, tokens
-from .data import load_renders, save_atomically
+from .data import load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
 
 if TYPE_CHECKING:
