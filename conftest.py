@@ -24,6 +24,8 @@ CORES = os.cpu_count() or 1
 
 # The kernels inherit these.
 os.environ["MSD_TEACH_STATIC"] = "1"
+if BUDGET == "smoke":  # tests neither read nor fill the user's cache
+    os.environ.setdefault("MSD_TEACH_CACHE", str(ROOT / "executed" / "smoke" / "cache"))
 if WORKERS > 1:  # they share the cores: two kernels with two threads each thrash on two cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 

@@ -133,7 +133,7 @@ class DiffusionPrior:
     def time(self, sigma: Tensor) -> Tensor:
         """The training step, fractional, at noise level σ: linear in log σ, and clamped to the trained range."""
         table = self.levels.to(sigma.device).log()
-        log_sigma = sigma.to(table).log().clamp(table[0], table[-1])
+        log_sigma = sigma.to(table).log().clamp(table[0], table[-1]).contiguous()
         above = torch.searchsorted(table, log_sigma).clamp(min=1)
         return above - (table[above] - log_sigma) / (table[above] - table[above - 1])
 
@@ -178,9 +178,10 @@ class DiffusionPrior:
             ValueError: images of another shape.
         """
         factor, channels = self.pipeline.vae_scale_factor, self.vae.config["in_channels"]
-        if images.ndim < 3 or images.shape[-3] != channels or any(side % factor for side in images.shape[-2:]):
-            wanted = f"({channels}, H, W) with H and W multiples of {factor}"
-            raise ValueError(f"images have shape {tuple(images.shape)}; it must end in {wanted}")
+        fits = images.ndim >= 3 and images.shape[-3] == channels and not any(n % factor for n in images.shape[-2:])
+        if not (fits and images.is_floating_point()):
+            wanted = f"({channels}, H, W), H and W multiples of {factor}, of floats in [0, 1]"
+            raise ValueError(f"images have shape {tuple(images.shape)}, {images.dtype}; it must end in {wanted}")
         flat = (2 * images - 1).reshape(-1, *images.shape[-3:]).to(self.vae.dtype)
         posterior = self.vae.encode(flat).latent_dist
         y = posterior.mean
@@ -201,9 +202,9 @@ class DiffusionPrior:
         return images.reshape(*latents.shape[:-3], *images.shape[1:])
 
     def _check_latents(self, z: Tensor, name: str) -> None:
-        if z.ndim < 3 or z.shape[-3] != self.shape[0]:
-            wanted = f"({self.shape[0]}, h, w); {self.name} was trained on {self.shape}"
-            raise ValueError(f"{name} has shape {tuple(z.shape)}; it must end in {wanted}")
+        if z.ndim < 3 or z.shape[-3] != self.shape[0] or not z.is_floating_point():
+            wanted = f"({self.shape[0]}, h, w), of floats; {self.name} was trained on {self.shape}"
+            raise ValueError(f"{name} has shape {tuple(z.shape)}, {z.dtype}; it must end in {wanted}")
 
     @torch.no_grad()
     def _contexts(self, prompts: str | Sequence[str], name: str) -> Tensor:

@@ -50,7 +50,8 @@ class LearnedDenoiser(nn.Module):
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        return z + self._level(z, sigma) ** 2 * self.score(z, sigma)
+        x = z.to(torch.promote_types(z.dtype, torch.float32))  # in half precision σ² ∇ log p would overflow
+        return (x + self._level(x, sigma) ** 2 * self.score(x, sigma)).to(z.dtype)
 
     def score(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         """∇ log p(z; σ), of the shape of z."""
@@ -198,6 +199,9 @@ class _State:
         return total
 
     def save(self, path: Path) -> None:
+        """Keeps the state, unless another process has come further."""
+        if path.exists() and torch.load(path, weights_only=True)["iteration"] > self.iteration:
+            return
         parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
         numbers = {"identity": self.identity, "iteration": self.iteration, "generator": self.generator.get_state()}
         save_atomically(parts | numbers, path)

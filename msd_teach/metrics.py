@@ -36,7 +36,7 @@ def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> Precis
     A set covers the closed balls around its points that reach to their k-th nearest *other* point of that set: radius 0
     where more than k coincide. ValueError for k < 1, fewer than k + 1 points, other dimensions, values not finite.
     """
-    _positive("k", k)
+    _at_least_one("k", k)
     generated = _points("generated", generated, k + 1)
     reference = _points("reference", reference, k + 1, generated.shape[1])
     return PrecisionRecall(_covered(generated, reference, k), _covered(reference, generated, k))
@@ -131,6 +131,11 @@ def _checked(name: str, values: Tensor, fits: bool, wanted: str) -> Tensor:
     if not values.isfinite().all():
         raise ValueError(f"{name} contains {values[~values.isfinite()][0].item()}; all values must be finite")
     return values.detach().double()
+
+
+def _at_least_one(name: str, count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} is {count}; it must be a whole number, at least 1")
 
 
 def _positive(name: str, value: float) -> None:

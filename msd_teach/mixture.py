@@ -29,7 +29,7 @@ class GaussianMixture:
         known = isinstance(covariances, Tensor) and covariances.is_floating_point()
         rounding = torch.finfo(covariances.dtype).eps if known else 1e-9
         weights, means, covariances = (torch.as_tensor(t, dtype=torch.float64) for t in (weights, means, covariances))
-        _check(weights, means, covariances, asymmetry=max(1e-9, 4 * means.shape[-1] * rounding))
+        _check(weights, means, covariances, asymmetry=max(1e-9, 4 * means.shape[-1:].numel() * rounding))
         covariances = (covariances + covariances.mT) / 2
         self.weights, self.means, self.covariances = weights / weights.sum(), means, covariances
         self._centre = self.weights @ means  # the origin of the arithmetic: quadratic features cancel far from theirs

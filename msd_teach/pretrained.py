@@ -51,7 +51,7 @@ def load(
     reasons: list[str] = []
     for name in candidates(model):
         for offline in (True, False):  # what was downloaded before is used without asking the network
-            if local_files_only and not offline:
+            if not offline and (local_files_only or Path(name).is_dir()):
                 continue
             try:
                 pipeline = read(name, dtype, offline)
@@ -101,7 +101,10 @@ def candidates(model: str | Path | None) -> list[str]:
         from .pocket import weights
 
         return [str(weights())]
-    return list(STABLE_DIFFUSION_IDS) if named == STABLE_DIFFUSION else [named]
+    if named == STABLE_DIFFUSION:
+        return list(STABLE_DIFFUSION_IDS)
+    folder = Path(named).expanduser()
+    return [str(folder) if folder.is_dir() else named]
 
 
 class UnsupportedModelError(ValueError):

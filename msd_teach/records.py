@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cache import cache_folder
+from .cache import cache_folder, whole
 
 Record = dict[str, Any]
 
@@ -29,38 +28,54 @@ def cached(kind: str, key: Any, compute: Callable[[], Record]) -> Record:
     """The record of this key, computed unless the cache has it; a killed run loses only the record in the making."""
     path = place(kind, key)
     if not path.exists():
-        record = compute() | {"commit": commit()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(record))
-        partial.rename(path)
-    return json.loads(path.read_text())
+        record = compute()
+        with whole(path) as partial:
+            partial.write_text(json.dumps(record), encoding="utf-8")
+    return json.loads(path.read_text("utf-8"))
 
 
 def write(path: Path, about: Record, rows: Sequence[Record]) -> None:
-    """Writes `about`, the machine, the versions and the rows, one a line."""
+    """Writes `about`, the commit, the machine, the versions and the rows, one a line."""
     about = about | {
+        "commit": commit(),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     head = json.dumps(about, indent=1, ensure_ascii=False)[:-2]
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    with whole(path) as partial:
+        partial.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
 def select(rows: Sequence[Record], **wanted: Any) -> list[Record]:
     """The rows whose fields have these values."""
-    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
 def summary(rows: Sequence[Record], figure: str) -> tuple[float, float]:
-    """Mean of a figure over rows (seeds), and its standard error; NaN for the error of one row."""
+    """Mean of a figure over rows (seeds), and its standard error; NaN for the error of one row.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError(f"rows is empty; it must hold a row for the mean of {figure!r}")
     values = torch.tensor([row[figure] for row in rows], dtype=torch.float64)
     return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
 def commit() -> str:
-    """The commit of the working tree; empty outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    """The commit of the working tree, with "-dirty" if the package differs from it; empty outside of one."""
+    here = str(Path(__file__).parent)
+
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(
+                ["git", "-C", here, *words], capture_output=True, text=True, timeout=30
+            ).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+
+    if not git("ls-files", "records.py"):
+        return ""
+    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")

@@ -15,7 +15,9 @@ from .canvases import DIGITS, entropy, extent
 from .mixture import GaussianMixture
 from .web import Page, assemble
 
-GRID = 2047  # steps of a position over the side of the picture: they are rounded by a fifth of a pixel at most
+GRID = (
+    2047  # steps of a position over the side of the whole picture: rounded by a fifth of a pixel, more in the close-up
+)
 TONES = 63  # steps of the square root of a density
 
 
@@ -39,7 +41,8 @@ def replay_canvas(
     `runs` maps every (density, method) to its states (frames, points, 2), where point i starts at one place in all
     runs; `steps` numbers the frames. `levels` gives a method a note for each frame, such as "λ = 0.22". The canvas
     opens at the last frame of `default`: a density, a left and a right method (the first ones otherwise). Positions go
-    into the page with 11 bits a coordinate, with the mean −log p of the states as given, in nats.
+    into the page with 11 bits a coordinate, with the mean −log p of the states as given, in nats; points that stray far
+    from density and starts wait at the edge of the picture.
 
     Raises:
         ValueError: a density in runs that is not drawn, or a method without a run on one of them; states that are not
@@ -51,8 +54,9 @@ def replay_canvas(
     density, *pair = default or (names[0], *(methods * 2)[:2])
     if density not in names or len(pair) != 2 or not set(pair) <= set(methods):
         raise ValueError(f"default is {default}; it must be one of {names}, then two of {methods}")
-    states = [torch.stack([runs[name, method].detach() for method in methods]).double() for name in names]
+    states = [torch.stack([runs[name, method].detach().cpu() for method in methods]).double() for name in names]
     losses = [-mixture.log_prob(x).mean(-1) for mixture, x in zip(densities.values(), states, strict=True)]
+    states = [_within_reach(x, mixture) for x, mixture in zip(states, densities.values(), strict=True)]
     closeups = [_around(x[:, -1], mixture) for mixture, x in zip(densities.values(), states, strict=True)]
     bounds = _around(torch.stack(states), *densities.values())
     grounds = [_ground(mixture) for mixture in densities.values()]
@@ -76,7 +80,7 @@ def replay_canvas(
         ],
         "methods": [{"name": method, "levels": list(levels.get(method, []))} for method in methods],
         "losses": [[[round(loss, 2) for loss in run] for run in group.tolist()] for group in losses],
-        "steps": list(steps),
+        "steps": [int(step) for step in steps],
         "points": states[0].shape[2],
         "bounds": bounds,
         "grid": GRID,
@@ -106,7 +110,7 @@ def _check(
     for name, mixture in densities.items():
         if mixture.means.shape[1] != 2:
             raise ValueError(f"densities[{name!r}] has dimension {mixture.means.shape[1]}; a canvas shows dimension 2")
-    if len(steps) < 2 or any(a >= b for a, b in pairwise(steps)):
+    if len(steps) < 2 or not all(a < b for a, b in pairwise(steps)):
         raise ValueError(f"steps is {list(steps)}; it must be two or more increasing numbers")
     points = next(iter(runs.values())).shape[-2:-1].numel()
     if not 1 <= points <= 250:
@@ -119,6 +123,14 @@ def _check(
     for method, notes in levels.items():
         if method not in methods or len(notes) != len(steps):
             raise ValueError(f"levels[{method!r}] has {len(notes)} notes; it takes {len(steps)}, for one of {methods}")
+
+
+def _within_reach(states: Tensor, mixture: GaussianMixture, reach: float = 2.0) -> Tensor:
+    """States (methods, frames, points, 2) moved to the border of the starts and of `reach` extents of the mixture."""
+    sides = torch.tensor(extent(mixture)).double().reshape(2, 2)
+    middle, half = sides.mean(1), (sides[:, 1] - sides[:, 0]) / 2
+    low, high = states[:, 0].flatten(0, -2).aminmax(dim=0)
+    return states.clamp(low.minimum(middle - reach * half), high.maximum(middle + reach * half))
 
 
 def _around(states: Tensor, *mixtures: GaussianMixture) -> list[float]:

@@ -18,17 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import densities, metrics, records
+from . import densities, learned, metrics, records
 from .cache import cache_folder
 from .denoisers import Denoiser, IdealDenoiser, counted
 from .distill import distill
 from .learned import train_denoiser
 from .mixture import GaussianMixture
+from .records import Record
 from .sampling import karras_sigmas, sample
 from .schedules import annealed, dreamfusion_weight, linear, uniform_sigma, uniform_time, unit_weight
 from .targets import MSD, SDI, SDS, MeanShift, Method, Target
 from .tensors import noise_like
 
+RECIPE = 1  # raise it whenever a figure of the tables moves: cached and stored rows of older recipes are ignored
 DENSITIES = {"fractal": densities.fractal, "spiral": densities.spiral, "pinwheel": densities.pinwheel}
 REFERENCE = 4000  # points of the density that precision, recall and MMD compare with
 RATE = 0.08  # of Adam
@@ -164,7 +166,7 @@ def judge(x: Tensor, density: GaussianMixture, seed: int) -> dict[str, float]:
     return {"nll": metrics.nll(density, x.double()), "precision": precision, "recall": recall, "mmd": mmd}
 
 
-def table2(row: Row, sizes: Sizes) -> dict[str, Any]:
+def table2(row: Row, sizes: Sizes) -> Record:
     """Computes a row of Table 2."""
     denoise = denoiser_of(row, sizes)
     begin = time.perf_counter()
@@ -173,7 +175,7 @@ def table2(row: Row, sizes: Sizes) -> dict[str, Any]:
     return judge(x, DENSITIES[row.density](), row.seed) | {"calls": calls, "seconds": round(seconds, 2)}
 
 
-def table1(row: Row, sizes: Sizes) -> dict[str, Any]:
+def table1(row: Row, sizes: Sizes) -> Record:
     """Computes a row of Table 1: log efficiency (Eq. 17) of single updates over the lattice, against two references.
 
     `own` is the estimator's own mean, `true` the mean shift of the same denoiser; for the latter the estimator may be
@@ -198,26 +200,39 @@ ROWS = {"table1": table1_rows, "table2": table2_rows}
 
 def key(row: Row, sizes: Sizes) -> list[Any]:
     """All that a row's figures depend on."""
-    return [row._asdict(), sizes._asdict(), REFERENCE]
+    return [row._asdict(), _about(sizes), learned.RECIPE if row.denoiser == "learned" else 0]
 
 
-def compute(table: str, rows: Sequence[Row], sizes: Sizes) -> None:
-    """Computes the rows that the cache lacks, with a progress bar."""
-    from tqdm.auto import tqdm
+def _about(sizes: Sizes) -> Record:
+    return sizes._asdict() | {"reference": REFERENCE, "recipe": RECIPE}
 
-    bar = tqdm([row for row in rows if not records.place(table, key(row, sizes)).exists()], table)
-    for row in bar:
-        bar.set_postfix_str(f"{row.density} {row.denoiser}: {row.method}, N = {row.samples}, seed {row.seed}")
+
+def stored(table: str, sizes: Sizes, folder: Path) -> dict[Row, Record]:
+    """The rows of folder/table.json, if there is one of these sizes and this recipe."""
+    path = folder / f"{table}.json"
+    file = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    rows = file["rows"] if file.get("sizes") == _about(sizes) else []
+    return {Row(**{name: row[name] for name in Row._fields}): row for row in rows}
+
+
+def compute(table: str, rows: Sequence[Row], sizes: Sizes, folder: Path) -> None:
+    """Computes the rows that neither folder/table.json nor the cache has, and says which."""
+    known = stored(table, sizes, folder)
+    wanted = [row for row in rows if row not in known and not records.place(table, key(row, sizes)).exists()]
+    for count, row in enumerate(wanted, start=1):
+        what = f"{row.density}, {row.denoiser}: {row.method}, N = {row.samples}, seed {row.seed}"
+        print(f"{table} {count}/{len(wanted)}: {what}", flush=True)
         records.cached(table, key(row, sizes), lambda row=row: row._asdict() | COMPUTE[table](row, sizes))
 
 
 def write(table: str, rows: Sequence[Row], sizes: Sizes, folder: Path, command: str) -> Path:
-    """Writes the rows that the cache has to folder/table.json, and how many of those asked for it lacks."""
-    files = [records.place(table, key(row, sizes)) for row in rows]
-    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    """Adds the cached rows to folder/table.json; `missing` counts those asked for that it still lacks."""
+    files = {row: records.place(table, key(row, sizes)) for row in rows}
+    found = {row: json.loads(file.read_text("utf-8")) for row, file in files.items() if file.exists()}
+    found |= {row: record for row, record in stored(table, sizes, folder).items() if row not in found}
+    missing = sum(row not in found for row in rows)
     path = folder / f"{table}.json"
-    about = {"command": command, "missing": len(rows) - len(found), "sizes": sizes._asdict() | {"reference": REFERENCE}}
-    records.write(path, about, found)
+    records.write(path, {"command": command, "missing": missing, "sizes": _about(sizes)}, list(found.values()))
     return path
 
 

@@ -223,7 +223,7 @@ for ax, k in zip(axes, shots, strict=True):
 figures.show(
     fig,
     alt=f"Five moments of a run of mean-shift distillation with one sample a step on the fractal, a circle of radius λ in the corner. The "
-    f"lattice contracts towards the tree, lies along the trunk after {shots[2]} steps and stays there while the circle shrinks to a dot.",
+    f"lattice contracts, is a cloud about the upper trunk after {shots[2]} steps, and settles on the trunk while the circle shrinks to a dot.",
 )
 
 
@@ -243,7 +243,7 @@ print(f"median way in the second half of the run: {late:.3f}")
 
 # %% [markdown]
 r"""
-A tree of 127 branches has become its trunk and what touches it. The density is high there, higher than anywhere else, and so the score is excellent, a nat better than that of true samples. It is what one asks for when one asks for a mode. It is not what the paper's Figure 1 (d) shows, whose points lie all over the tree, and not what its Table 2 says: recall 0.33.
+A tree of 127 branches has become its trunk and what touches it. The density is high there, higher than anywhere else, and so the score is excellent, a nat better than that of true samples. Nor do the points rest before λ does: in the second half of the run half of them still move by more than 0.12. It is what one asks for when one asks for a mode. It is not what the paper's Figure 1 (d) shows, whose points lie all over the tree, and not what its Table 2 says: recall 0.33.
 
 Where a run ends is decided early, by the modes at the *first* bandwidth. So let us count modes.
 
@@ -291,7 +291,7 @@ for kind, (label, (color, marker)) in enumerate(marks.items()):
 right.legend(fontsize=8, loc="lower right", handletextpad=0.1, borderpad=0.2)
 figures.show(
     fig,
-    alt=f"Left, number of modes against bandwidth: the fractal has one from 0.1 on and {kinds['fractal'][0, 0]} at the smallest; the spiral has most in the "
+    alt=f"Left, number of modes against bandwidth: the fractal has one from 0.08 on and {kinds['fractal'][0, 0]} at the smallest; the spiral has most in the "
     "middle of the range; the pinwheel five until it has one. Right, the spiral smoothed with λ = 0.1 with its modes, saddles and minima.",
 )
 
@@ -401,7 +401,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-The larger the first bandwidth, the better the score and the less is covered; one number trades the two. On the pinwheel the paper's values and ours are close. On the fractal its −1.32 with recall 0.33 is far from our curve's right end.
+On the fractal a larger first bandwidth brings a better score and less coverage; one number trades the two. On spiral and pinwheel the score hardly changes and only recall falls. On the pinwheel the paper's values and ours are close. On the fractal its −1.32 with recall 0.33 is far from our curve's right end.
 
 Recall does not fall evenly, which is odd for a share of something covered. Look at the definition again. The reach of a point is the distance to its third neighbour. Squeeze 600 points into a speck and leave four elsewhere: the speck has no reach, but the four reach as far as the speck is away, and four huge discs cover everything.
 """
@@ -523,7 +523,7 @@ fig, axes = plt.subplots(1, 3, figsize=(8.6, 3.2), sharex=True)
 for ax, (name, score) in zip(axes, descents.items(), strict=True):
     adam, own = sweep[name], judge(densities[name].sample(len(GRID), generator=generator), name)
     ax.plot(adam[:, 2], adam[:, 0], "o:", color=figures.SKY, markersize=4, label="Adam, 150 steps, first λ varied")
-    ax.plot(score[:, 2], score[:, 0], "s-", color=figures.BLUE, markersize=4, label="mean shift, K steps")
+    ax.plot(score[:, 2], score[:, 0], "s-", color=figures.BLUE, markersize=4, label="mean shift, K steps (K beside)")
     for k, (nll, _, recall) in zip(counts, score.tolist(), strict=True):
         if k in (5, 8, 10, 20) and name != "pinwheel":  # there they lie on top of each other
             ax.annotate(f"{k}", (recall, nll), (5, 4), textcoords="offset points", fontsize=8, color=figures.BLUE)
@@ -541,9 +541,9 @@ figures.show(
 
 # %% [markdown]
 r"""
-Read the last column. With the paper's bandwidth, 150 steps of Adam miss by more than a nat, converted or not. A handful of plain steps comes within two or three tenths *in all three figures together*: eight or nine at η = 1, five if its 0.316 is not converted, four at η = 1.5, twenty at η = 0.5. So the half sentence can explain the number that puzzled us since chapter 03. On this reading the paper's points are spread because they were **stopped on the way**, not because the fractal has so many modes.
+Read the last column. With the paper's bandwidth, 150 steps of Adam miss by more than a nat, converted or not. A handful of plain steps comes within three tenths *in all three figures together*: eight or nine at η = 1, five if its 0.316 is not converted, four at η = 1.5, twenty at η = 0.5. So the half sentence can explain the number that puzzled us since chapter 03. On this reading the paper's points are spread because they were **stopped on the way**, not because the fractal has so many modes.
 
-It does not prove what the paper did. Adam with a constant λ = 0.03 fits as well as some of these, and Eq. 15 with the clock $t = σ$ misses only in recall; the first contradicts its text, the second is our reading of one ambiguous symbol. On the pinwheel all roads end where the paper does, since its five arms are ends in themselves. The spiral's −1.28 we do not reach from this side at all: our points are more likely *and* cover more.
+It does not prove what the paper did. Adam with a constant λ = 0.03 fits as well as some of these, and Eq. 15 with the clock $t = σ$ misses mostly in recall; the first contradicts its text, the second is our reading of one ambiguous symbol. On the pinwheel all roads end where the paper does, since its five arms are ends in themselves. The spiral's −1.28 with recall 0.18 we do not reach at all: from six steps on our points are more likely *and* cover more.
 
 This is no reproach. To stop early is a perfectly good way to trade likelihood for variety. But then the number of steps is the parameter that should be reported, and "converging to modes" is not what has happened.
 
@@ -631,7 +631,7 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", nco
 figures.show(
     fig,
     alt="Nats between the mean log p at the end of a run and the highest log p, logarithmic, for three targets with λ constant at 0.22, constant at 0.03 "
-    "and annealed, on three densities; dotted, samples of p. Wide constant λ fails for nearly all; mean shift is nearest to the summit in every column.",
+    "and annealed, on three densities; dotted, samples of p. Wide constant λ fails for nearly all; with λ annealed mean shift is nearest to the summit on every density.",
 )
 
 # %%
@@ -650,11 +650,11 @@ for schedule, target in itertools.product(schedules, targets):
 r"""
 Go through it from the top, and watch what changes from block to block.
 
-**A low level.** From the usual law of $t$, or a constant wide λ, to a constant 0.03: three nats on the pinwheel, eight to twenty on the fractal, twenty and more on the spiral. That alone takes SDS from the phantom to the branches. It is neither mean shift nor annealing; it is not asking about large noise.
+**A low level.** From the usual law of $t$, or a constant wide λ, to a constant 0.03 SDS gains three to four nats on the pinwheel, eight to twenty-one on the fractal, eighteen to thirty on the spiral. That alone takes it from the phantom to the branches. It is neither mean shift nor annealing; it is not asking about large noise. (One entry goes the other way: the single wide mode of the fractal happens to lie on its trunk, so that mean shift is better off at 0.22.)
 
-**Cooling.** From constant 0.03 to annealed, the *random* targets gain another few nats on the fractal and some tenths elsewhere, SDS and MSD alike. (SDS on the spiral gains nothing: the wide levels at the start, blurred twice, have left it in the wrong arm.) The noise of both falls with λ. One draw of the product density is as good a target as one annealed SDS target, give or take, and as noisy.
+**Cooling.** From constant 0.03 to annealed, the *random* targets gain another two or three nats on the fractal and some tenths elsewhere, SDS and MSD alike. (SDS on the spiral gains nothing: the wide levels at the start, blurred twice, have left some of its points beside the arms.) The noise of both falls with λ. Except on the spiral, one draw of the product density is as good a target as one annealed SDS target, and as noisy.
 
-**No noise.** Mean shift has the best score in every column of the annealed block, by about half a nat over one draw, with no error bar; and on spiral and pinwheel it does not care whether λ is annealed. Where annealing still matters to it, on the fractal, it is for the *choice* of a higher mode.
+**No noise.** Mean shift has the best score in every column of the annealed block, by 0.4 to 0.5 nats over one draw, with no error bar; and on spiral and pinwheel it does not care whether λ is annealed or small from the start. Where annealing still matters to it, on the fractal, it is for the *choice* of a higher mode.
 
 That the rows of SDS and MSD look so much alike is no accident. Write $J = \partial D/\partial x$ at λ. To first order in the noise
 
@@ -672,7 +672,7 @@ about the same mean. And $J = I + \lambda^2\,\nabla\nabla^{\mathsf T}\log p_\lam
 
 # %% tags=["check"]
 points, draws = pick(smoke=20, laptop=100), pick(smoke=100, laptop=400)
-print("variance over λ², mean over points of p_λ:  SDS   tr J²     one draw   tr J     bias of SDS over |m|")
+print("variance over λ², points of p_λ:  SDS   tr J²     one draw   tr J     bias of SDS over |m|")
 for λ in (0.2, 0.1, 0.03, 0.01):
     x = p.sample(points, λ, generator)
     stack = x.repeat(draws, 1)
@@ -684,13 +684,13 @@ for λ in (0.2, 0.1, 0.03, 0.01):
     tr = [(J @ J).diagonal(dim1=1, dim2=2).sum(-1).mean().item(), J.diagonal(dim1=1, dim2=2).sum(-1).mean().item()]
     bias = (noisy.mean(0) - p.denoise(x, λ)).square().sum(-1) - noisy.var(0).sum(-1) / draws
     relative = (bias.sum().clamp(min=0) / (p.denoise(x, λ) - x).square().sum()).sqrt()
-    print(f"λ = {λ:4}: {v[0]:37.2f} {tr[0]:7.2f} {v[1]:12.2f} {tr[1]:6.2f} {relative:18.0%}")
+    print(f"λ = {λ:4}: {v[0]:27.2f} {tr[0]:7.2f} {v[1]:12.2f} {tr[1]:6.2f} {relative:18.0%}")
     assert abs(v[1] / tr[1] - 1) < pick(smoke=0.3, laptop=0.1)
     assert 0.6 < v[0] / v[1] < 1.5
 
 # %% [markdown]
 r"""
-Nothing. The two targets are equally noisy within about a fifth, in either direction, and (M6.2) knows which. Annealed SDS pays with a bias, the second blur of (M3.2), a quarter of the step.
+Nothing. The two targets are equally noisy within about a fifth, in either direction, and where the difference is more than a few hundredths (M6.2) knows which. Annealed SDS pays with a bias, the second blur of (M3.2), about a quarter of the step.
 
 One comparison is still unfair. A draw by the samplers of chapters 04 and 05 costs 16 or 17 calls. For that price annealed SDS may average 17 of its own:
 """
@@ -719,9 +719,9 @@ print(f"{'samples of p':22}      " + "".join(f"{value:9.2f}       " for value in
 
 # %% [markdown]
 r"""
-At equal price, seventeen calls an update, the ordinary old gradient with the new schedule beats one exact draw of the product density by 0.3 nats on fractal and pinwheel, and ties on the spiral. It comes close to plain mean shift, which needs one call; on the spiral it stays behind by more than its noise explains, for at wide levels its own potential leads elsewhere (M3.2). (Stored rows, five seeds each, the paper's 25 × 25 points and $10^4$ data.) The sum sampler does as well as mean shift, and chapter 04 tells why: it has no spread, it *is* a mean shift, a little too short, for 16 calls.
+At equal price, seventeen calls an update, the ordinary old gradient with the new schedule beats one exact draw of the product density by 0.3 nats on fractal and pinwheel, and loses by 0.04 on the spiral. It comes close to plain mean shift, which needs one call; on the spiral it stays behind by more than its noise explains, for at wide levels its own potential leads elsewhere (M3.2). (Stored rows, five seeds each, the paper's 25 × 25 points and $10^4$ data.) The sum sampler does as well as mean shift, and chapter 04 tells why: it has no spread, it *is* a mean shift, a little too short, for 16 calls.
 
-So, with an exact denoiser, in the order of what it is worth: **asking about small noise, then cooling, then taking the mean.** Annealing explains most of the distance from SDS to MSD. The mean shift, as one call, adds the rest. Drawing samples adds nothing. Chapter 07 asks again with a denoiser that errs.
+So, with an exact denoiser, in the order of what it is worth: **asking about small noise, then cooling, then taking the mean.** The falling level explains most of the distance from SDS to MSD. The mean shift, as one call, adds the rest. Drawing samples adds nothing. Chapter 07 asks again with a denoiser that errs.
 
 ## What one sample does under Adam
 
@@ -758,7 +758,7 @@ for ax, (schedule, N) in zip(
 figures.show(
     fig,
     alt="Left, distance between runs with N draws a step and the run without noise, against N, for annealed and constant bandwidth, with a line "
-    "of slope −1/2; the annealed curve falls more slowly. Right, end points: annealed on the trunk, constant a cloud for N = 1, branches for large N.",
+    "of slope −1/2; both curves fall more slowly at first. Right, end points: annealed on the trunk, constant a cloud for N = 1, branches for large N.",
 )
 for (schedule, N), (distance, nll, _) in clouds.items():
     print(f"{schedule:14} N = {N:4}: median distance {distance:.4f}, mean −log p {nll:6.2f}")
@@ -796,7 +796,7 @@ left.legend(fontsize=8, loc="lower left")
 figures.show(
     fig,
     alt="Left, mean distance to the target against step: mean shift falls by orders of magnitude, one-draw MSD and "
-    "annealed SDS fall exactly as λ does, plain SDS stays level. Right, the same over λ: both tend to 1.25, the value of a blind draw, mean shift to hundredths.",
+    "annealed SDS fall as λ does, plain SDS stays level. Right, the same over λ: both tend to 1.25, the value of a blind draw, mean shift to hundredths.",
 )
 
 # %% tags=["check"]
@@ -890,9 +890,9 @@ for s in (1, 4, 5):
     shares[f"DDIM-32, s = {s}"] = order[branch(ddim[s])].bincount(minlength=7) / MANY
     reached = branch(ddim[s]).bincount(minlength=127) > 0.2 * MANY * depth
     nll, precision, recall = judge(ddim[s])
-    print(f"s = {s}: mean −log p {nll:5.2f}, precision {precision:.2f}, recall {recall:.2f};", end=" ")
+    print(f"s = {s}: mean −log p {nll:5.2f}, precision {precision:.2f}, recall {recall:.2f};")
     print(
-        f"{int((~reached).sum()):3} branches, {depth[~reached].sum():.0%} of the mass, get less than a fifth of their share"
+        f"  {int((~reached).sum())} branches, {depth[~reached].sum():.0%} of the mass, get less than a fifth of their share"
     )
 
 # %%
@@ -914,13 +914,13 @@ ax.set(
 ax.legend(fontsize=8.5, ncols=4, loc="upper center", handlelength=1.3, columnspacing=1.2)
 figures.show(
     fig,
-    alt="Share of the points on each of the seven generations of branches: the density and unguided DDIM agree, with a third on the trunk; "
+    alt="Share of the points on each of the seven generations of branches: the density and unguided DDIM nearly agree, with a quarter on the trunk; "
     "guided DDIM leaves the trunk and the first branches nearly empty and crowds the outer generations.",
 )
 
 # %% [markdown]
 r"""
-A mode drop indeed, and of the biggest mode there is: the trunk, a quarter of the class, is empty. It is near the other class, where $D_A$ and $D_{AB}$ differ most while σ is large, and guidance carries the samples past it. At $s = 5$ about two thirds of the probability mass get less than a fifth of their share. Precision does not notice at all, and recall, with its stretched reach, calls it one half.
+A mode drop indeed, and of the biggest mode there is: the trunk, a quarter of the class, is empty. It is near the other class, where $D_A$ and $D_{AB}$ differ most while σ is large, and guidance carries the samples past it. At $s = 5$ branches with seven tenths of the probability mass get less than a fifth of their share. Precision does not notice at all, and recall, with its stretched reach, calls it 0.4.
 
 Now the distillations, Figure 2's bottom row: DDIM with 32 steps, SDS, SDI and MSD at CFG = 4; and once more with $s = 5$.
 
@@ -959,7 +959,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-SDS leaves the class altogether (its levels are large for the whole run), SDI improves and stays a blob in a gap, and **MSD hardly notices**. At small λ every point on class A is known to be class A, $D_A = D_{AB}$, and guidance has nothing to amplify. Annealing ends the influence of guidance, just as it ends the influence of noise. What is left was decided early: guided mean shift ends on a few more branches. The paper's Figure 2 shows its MSD spread over the twigs at CFG = 4; like its Figure 1, that takes a run that stops before it arrives.
+SDS leaves the class altogether (its levels are large for the whole run), SDI improves and stays a blob in a gap, and **MSD hardly notices**. At small λ every point on class A is known to be class A, $D_A = D_{AB}$, and guidance has nothing to amplify. Annealing ends the influence of guidance, just as it ends the influence of noise. What is left was decided early: guided mean shift ends on a dozen branches instead of one. The paper's Figure 2 shows its MSD spread over the twigs at CFG = 4; like its Figure 1, that takes a run that stops before it arrives.
 
 How fast does the influence die? Compare the guided with the unguided shift along the unguided run:
 """
@@ -976,6 +976,8 @@ for i, x in enumerate(along[:10]):
 
 # %% [markdown]
 r"""
+Not steadily, but for good: below λ = 0.1 it is a few per cent of the shift, at 0.05 a ten-millionth.
+
 ## Figure 3, the ideal half
 
 The paper shows, for two densities, samples after the optimisation beside the "loss landscape" that the gradients integrate to. We know both landscapes in closed form: $\mathcal L_\text{SDS}$ from (M3.2), and for mean shift
@@ -1112,7 +1114,7 @@ The fused read is an order of magnitude faster at full size, and it needs no tab
 
 ## Table 2
 
-The paper's evaluation, every method under one protocol: $25\times25$ starts, $10^4$ data in $D^*$, 150 Adam steps, five seeds (data, noise and reference drawn anew). The paper's printed figures follow below ours. Everything here is **stored** (`python -m msd_teach tables`), save three rows, one seed each, that we compute again now, to see that the file and the code still agree.
+The paper's evaluation, every method under one protocol: $25\times25$ starts, $10^4$ data in $D^*$, 150 Adam steps, five seeds (data, noise and reference drawn anew; two where N = 10). The paper's printed figures follow below ours. Everything here is **stored** (`python -m msd_teach tables`), save three rows, one seed each, that we compute again now, to see that the file and the code still agree.
 """
 
 # %% tags=["check"]
@@ -1152,7 +1154,7 @@ LINES += [(name, N) for name in ("MSD sum, full", "MSD sum, chosen", "MSD exact"
 
 
 def line(label, cells):
-    return f"{label:22}" + "".join(f"{cell:>18}" for cell in cells)
+    return f"{label:23}" + "".join(f"{cell:>14}" for cell in cells)
 
 
 # %%
@@ -1181,11 +1183,11 @@ for name in densities:
 r"""
 The differences have different reasons.
 
-**DDIM.** Ours scores the entropy within a tenth of a nat, as a sampler should, with precision and recall near 0.97. The paper's −1.85 on the fractal lies half a nat *below* the entropy of class A, and its −1.19 on the pinwheel a quarter below ours. Samples cannot do that unless they leave out what is unlikely: they were guided, or its densities are narrower than ours.
+**DDIM.** Ours scores the entropy within a tenth of a nat, as a sampler should, with precision and recall near 0.97. The paper's −1.85 on the fractal lies half a nat *below* the entropy of class A, and its −1.19 on the pinwheel more than a quarter below that of ours. Samples cannot do that unless they leave out what is unlikely, or its densities are narrower than ours. Guidance would not explain it: it made the score worse.
 
-**SDS.** The NLL of a phantom depends on how deep the gap is, and on the law of σ, which the paper does not give. On the fractal both our laws stay within a factor of two of its 36. On the spiral the mean of the data lies close to an arm, so that more samples make SDS *better* there, 17 of them by nine nats; we do not know how to get 30, unless without the α of Section 4.1, which pushes the phantom outwards (chapter 03). On the pinwheel the mean is in a hole and more samples make it worse.
+**SDS.** The NLL of a phantom depends on how deep the gap is, and on the law of σ, which the paper does not give. On the fractal both our laws stay within a factor of two of its 36. On the spiral the mean of the data lies close to an arm, so that more samples make SDS *better* there, 17 of them by nine nats; we do not know how to get 30, unless by leaving out the α of Section 4.1, which pushes the phantom outwards (chapter 03). On the pinwheel the mean is in a hole and more samples make it worse.
 
-**MSD.** Better NLL and less recall than the paper on the fractal, since 150 steps of Adam arrive and "a few steps" do not. With the noise of one exact draw recall rises again: that is the cloud, not more modes. On the pinwheel mean shift and the sum samplers come near all of the paper's figures.
+**MSD.** Better NLL and less recall than the paper on the fractal, since 150 steps of Adam arrive and "a few steps" do not. With the noise of one exact draw recall rises again: that is the cloud, not more modes. On the pinwheel mean shift and the sum samplers come near the paper's NLL, precision and recall.
 
 **SDI** fails in the plane for reasons that chapter 03 gave. The paper has no row for it.
 
@@ -1195,14 +1197,14 @@ The three orders that hold in every row of the paper's table hold in ours, thoug
 
 ## Table 1
 
-Efficiency, Eq. 17, at the first, middle and last bandwidth of the run. Against which $g$? "True" is the mean shift of the same denoiser, with the best common multiple of the estimates, since SDS has no scale. "Own" is the estimator's own mean, which forgives every bias. Entries in brackets are floored: the variance cannot be told from rounding.
+Efficiency, Eq. 17, at the first, middle and last bandwidth of the run. Against which $g$? "True" is the mean shift of the same denoiser, with the best common multiple of the estimates, since SDS has no scale. "Own" is the estimator's own mean, which forgives every bias. Means of three seeds; entries in brackets are floored: the variance cannot be told from rounding.
 """
 
 # %%
 names = list(dict.fromkeys(row["method"] for row in stored["table1"]))
 for reference in ("true", "own"):
     print(f"log efficiency against {'the mean shift' if reference == 'true' else 'the own mean'}; progress 0, ½, 1")
-    print(f"{'':22}" + "".join(f"{name:>26}" for name in densities))
+    print(f"{'':22}" + "".join(f"{name:>24}" for name in densities))
     for method in names:
         cells = []
         for name in densities:
@@ -1210,15 +1212,15 @@ for reference in ("true", "own"):
             means = [records.summary(r, reference)[0] if r else math.nan for r in rows]
             floored = [any(x[f"{reference}_floored"] for x in r) for r in rows]
             cells.append(" ".join(f"[{m:.1f}]" if f else f"{m:6.2f}" for m, f in zip(means, floored, strict=True)))
-        print(f"{method:22}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{method:22}" + "".join(f"{cell:>24}" for cell in cells))
     for method in ("SDS", "MSD"):
         values = [records.select(paper["table1"], density=name, method=method)[0]["efficiency"] for name in densities]
-        print(f"{'paper: ' + method:22}" + "".join(f"{value:26.2f}" for value in values))
+        print(f"{'paper: ' + method:22}" + "".join(f"{value:24.2f}" for value in values))
     print()
 
 # %% [markdown]
 r"""
-Neither reference reproduces the paper's table. Its 6 to 8 for MSD could come from the last bandwidth, where annealed SDS has 7 as well. At the first and the middle one annealed SDS is, call for call, the most efficient of all random estimators of the mean shift, on every density.
+Neither reference reproduces the paper's table. Its 6 to 8 for MSD could come from the end of the run: our samplers have 9 to 11 there, and annealed SDS has 7 as well. At the first and the middle one annealed SDS is, call for call, the most efficient of all random estimators of the mean shift, on every density.
 
 And Eq. 17 with sums "over many values of x" is mostly a statement about those values. On a lattice over $[-1.5,1.5]^2$ most points are far from the data; there $m$ is long, and at small λ every draw agrees about it. One draw, 17 calls, on the lattice and where it matters:
 """
@@ -1241,13 +1243,13 @@ On the data one draw is mostly noise, the more so the smaller λ. On the lattice
 
 Measured against its own mean the sum sampler in its full interval is as efficient as rounding allows, because it has no variance (chapter 04); the constant 0 would win the same contest. Measured against the mean shift it is honest and unspectacular until the end. The one estimator that is infinitely efficient by either measure is the one that costs a single call.
 
-As to the paper's SDS, a guess: $-6.9$ is $-\ln 1000$ to two digits. An estimator with an efficiency of about one gets that figure if its $10^3$ samples are counted as cost and not as an average.
+As to the paper's SDS, a guess: $-6.9$ is $-\ln 1000$ to two digits, and two of its three values are near it. An estimator with an efficiency of about one gets that figure if its $10^3$ samples are counted as cost and not as an average.
 
 ## Play with it
 
 The optimisations of this chapter, recorded. Choose a density and two methods, and drag the step.
 
-**Predict.** On the pinwheel, which pair looks the same from step 30 on?
+**Predict.** On the pinwheel, which two methods end on the same points? Do they on the fractal?
 """
 
 # %%
@@ -1264,6 +1266,8 @@ replay_canvas(recorded, densities, frames, levels, default=("fractal", "SDS, t u
 
 # %% [markdown]
 r"""
+The two mean shifts do, one point in each arm, on two different ways; on the fractal the constant bandwidth stops on the branches.
+
 ## Break it: below the spacing of the data
 
 Every bandwidth of a density is allowed. On a *data set* there is a smallest sensible one: when λ is below the distance between neighbours, every datum is a mode (chapter 01), and a mode seeker becomes a retrieval system. Our λ_min = 0.003 was a choice. Here are others, at the end of a run on $10^4$ points.
@@ -1314,9 +1318,9 @@ r"""
 
 - Algorithm 2 is a target (a draw of $p\cdot\mathcal N(x,\lambda^2I)$), a falling λ, and a minimiser that is given $x - y$. Printed, it needs four repairs.
 - Where a run ends is decided by the modes at the first bandwidth. The fractal has one at the paper's; a full run ends there.
-- The paper's three figures for the fractal are those of a handful of plain mean-shift steps: points on ridges, stopped on their way.
+- A handful of plain mean-shift steps comes near the paper's three figures for the fractal: points on ridges, stopped on their way.
 - Annealing cools whatever is random and picks the mode that survives the widest blur. One-draw MSD needs it as much as SDS does; $D(x;\lambda)$ needs it only for the choice.
-- A draw of the product density is about as noisy as the annealed SDS target ($\lambda^2J$ against $\lambda^2J^2$), for 17 times the calls. At equal calls annealed SDS wins or ties. Mean shift beats both with one call, as long as $D$ is exact.
+- A draw of the product density is about as noisy as the annealed SDS target ($\lambda^2J$ against $\lambda^2J^2$), for 17 times the calls. At equal calls annealed SDS wins on two densities and loses by a hair on the third. Mean shift beats both with one call, as long as $D$ is exact.
 - $|y - x|$ of a draw is a thermometer for λ. Guidance, too, fades as λ falls.
 - Recall can be stretched by four stragglers, and an efficiency against its own mean rewards having no variance, right or wrong.
 

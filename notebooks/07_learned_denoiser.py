@@ -53,8 +53,10 @@ r"""
 In the plane a denoiser is a field of arrows. A network could learn the arrows. Karras et al. {cite}`karras2024guiding` let theirs learn a number instead, an unnormalised log-density, and differentiate it:
 
 $$
-\log p_\theta(z; \sigma) = \frac{g}{\sigma}\,\frac1{64}\,|F_\theta|^2 - \frac{|z|^2}{2(\sigma^2 + \tfrac14)}, \qquad
-D_\theta(z; \sigma) = z + \sigma^2\,\nabla_z \log p_\theta(z; \sigma). \tag{M7.1}
+\begin{aligned}
+\log p_\theta(z; \sigma) &= \frac{g}{64\,\sigma}\,|F_\theta|^2 - \frac{|z|^2}{2(\sigma^2 + \frac14)}, \cr
+D_\theta(z; \sigma) &= z + \sigma^2\,\nabla_z \log p_\theta(z; \sigma).
+\end{aligned} \tag{M7.1}
 $$
 
 $F_\theta$ has five layers: from $z/\sqrt{\sigma^2 + \frac14}$, $\frac14\ln\sigma$ and a constant 1 to 64 numbers, then four times SiLU and a $64\times64$ matrix. Two details keep the signals at size 1 without any normalisation layer: every row of a matrix is divided by its length, and SiLU by 0.596, its root mean square on normal input. The gain $g$ starts at 0. What is $D_\theta$ then? The second term is the log-density of a Gaussian of variance $\frac14$ an axis, blurred by $\sigma$, so training starts from the Gaussian denoiser $z/(1 + 4\sigma^2)$ and has only the rest to learn.
@@ -93,7 +95,7 @@ The toy has a luxury: $\nabla \log p_\sigma$ is known. So the network is trained
 
 $$
 L(\theta) = \mathbb E_{\sigma, z}\Bigl[\sigma^2\,\bigl|\nabla\log p_\theta(z; \sigma) - \nabla\log p_\sigma(z)\bigr|^2\Bigr]
-= \mathbb E_{\sigma, z}\Bigl[\frac{|D_\theta(z; \sigma) - D(z; \sigma)|^2}{\sigma^2}\Bigr], \tag{M7.2}
+= \mathbb E_{\sigma, z}\Bigl[\frac{|D_\theta - D|^2}{\sigma^2}\Bigr], \tag{M7.2}
 $$
 
 with $z = y + \sigma n$ and $\ln\sigma \sim \mathcal N(-2.3,\, 1.5^2)$: the error of the denoiser in units of the noise. With images nobody knows $D$, and one regresses on the clean sample $y$ itself. That this works is Pythagoras. For fixed $z$ the posterior noise $y - D$ has mean zero, so it is orthogonal to any function of $z$,
@@ -108,10 +110,10 @@ Weights that Adam leaves behind are restless, so the network that we use is an a
 
 $$
 \bar\theta(T) = \frac{\gamma + 1}{T^{\gamma+1}} \int_0^T t^\gamma\,\theta(t)\,\mathrm dt, \qquad
-\bar\theta_t = \beta_t\,\bar\theta_{t-1} + (1 - \beta_t)\,\theta_t, \quad \beta_t = \Bigl(1 - \frac1t\Bigr)^{\gamma+1}, \tag{M7.4}
+\bar\theta_t = \beta_t\,\bar\theta_{t-1} + (1 - \beta_t)\,\theta_t, \tag{M7.4}
 $$
 
-it (the power-function average of {cite:t}`karras2024edm2`) needs no final time, forgets the start, and scales with the length of the run. $\gamma = 97$ makes its standard deviation one per cent of the run.
+where $\beta_t = (1 - 1/t)^{\gamma+1}$, this is the power-function average of {cite:t}`karras2024edm2`. It needs no final time, forgets the start, and scales with the length of the run. $\gamma = 97$ makes its standard deviation one per cent of the run.
 
 The recipe: 4096 steps of Adam with 4096 points each, learning rate $10^{-2}$, falling with the root of the step from step 512 on. One liberty: the exact score of 1016 components is dearer than a step of the network, so a point serves eight times, and 256 points share one $\sigma$, drawn anew every 512 steps. On a smaller run this changed the errors by less than another seed did.
 """
@@ -150,7 +152,7 @@ assert deviation < 4
 r"""
 Well under one per cent of the denoising loss is error that training could still remove. (At `smoke`, with a network hardly trained, it is more.) A loss curve that looks flat says little about $D_\theta - D$.
 
-**Predict.** At which noise levels will the network be worst, relative to $\sigma$? And $D^*$, the ideal denoiser of $10^4$ data, which chapters 02 to 06 used in place of $D$: it is exact for its data, but the data are not the density. Where do the two cross?
+**Predict.** At which noise levels will the network be worst, relative to $\sigma$? And $D^*$, the ideal denoiser of $10^4$ data, which chapter 02 and the paper use in place of $D$: it is exact for its data, but the data are not the density. Where do the two cross?
 """
 
 # %%
@@ -199,9 +201,9 @@ assert errors["network"][0] < errors["ideal, data"][0]
 
 # %% [markdown]
 r"""
-Neither beats the other. Down to a level of about 0.008, within the widths of the branches (0.004 to 0.016), $D^*$ is better: ten thousand points describe the tree well, and a small network cannot draw every twig. Below, $D^*$ sees single points where there is a density, with an error as large as the noise itself: it **memorises**. The network has no points to memorise and interpolates. This is the good side of learning, and in high dimensions the reason why diffusion models create anything at all {cite}`kamb2025creativity`.
+In units of $\sigma$ the network is worst, 0.31, near $\sigma = 0.01$: there the noise is as wide as the twigs. Neither it nor $D^*$ beats the other. Down to a level of about 0.008, within the widths of the branches (0.004 to 0.016), $D^*$ is better: ten thousand points describe the tree well, and a small network cannot draw every twig. Below, $D^*$ sees single points where there is a density, with an error as large as the noise itself: it **memorises**. The network has no points to memorise and interpolates. This is the good side of learning, and in high dimensions the reason why diffusion models create anything at all {cite}`kamb2025creativity`.
 
-The other end is a blemish. From $\sigma = 1$ on the best Gaussian, a formula with five numbers, beats both networks, soon by a factor of ten. The levels there are rare in training, and a loss in units of $\sigma$ calls 0.03 small. In absolute terms it is 0.15 at $\sigma = 5$, thirty times the error at $\sigma = 0.03$.
+The other end is a blemish. From $\sigma = 1$ on the best Gaussian, a formula with five numbers, beats both networks, soon by a factor of ten. The levels there are rare in training, and a loss in units of $\sigma$ calls 0.03 small. In absolute terms it is 0.14 at $\sigma = 5$, 26 times the error at $\sigma = 0.03$.
 """
 
 # %% [markdown]
@@ -227,10 +229,10 @@ for level in levels:
     cosine = torch.cosine_similarity(guess, truth, dim=-1)[out].median()
     length = (guess.norm(dim=-1) / truth.norm(dim=-1))[out].median()
     print(
-        f"λ = {level}: median error inside {maps[level][inside[level]].median():4.0%}, outside {maps[level][out].median():4.0%};",
+        f"λ = {level}: median error {maps[level][inside[level]].median():3.0%} inside, {maps[level][out].median():3.0%} outside;",
         end=" ",
     )
-    print(f"outside the step has {length:.2f} of its true length, cosine {cosine:.3f}")
+    print(f"step there {length:.2f} of its length, cosine {cosine:.3f}")
 
 # %%
 fig, axes = figures.planes([f"λ = {level}" for level in levels], width=7.6)
@@ -243,12 +245,12 @@ fig.colorbar(image, ax=list(axes), label="error of the mean shift", shrink=0.75,
 figures.show(
     fig,
     alt="Relative error of the network's mean shift over the plane for bandwidths 0.3, 0.1 and 0.03, in colour from 0 to 1, with a white "
-    "contour around the inputs seen in training. Inside it is dark, a few per cent; outside it rises towards 1, the sooner the smaller λ.",
+    "contour around the inputs seen in training. Inside it is mostly dark; outside it rises towards 1, the sooner the smaller λ.",
 )
 
 # %% [markdown]
 r"""
-There is the out-of-distribution gap, and it has the shape of the contour. Inside, the median error is 2, 7 and 20 per cent for the three bandwidths. Outside it is 7, 42 and 74: what the network returns there is a step far too short, 0.29 of its length at $\lambda = 0.03$. The truth is simple there, $D$ is the nearest piece of the tree, and $\log p_\lambda$ falls like the square of the distance in units of $\lambda$. The network has seen three such units and has no reason to continue with the right curvature.
+There is the out-of-distribution gap, and it has the shape of the contour. Inside, the median error is 2, 7 and 20 per cent for the three bandwidths. Outside it is 7, 42 and 74: the network's step there is too short, the more so the smaller $\lambda$, with 0.29 of its length at $\lambda = 0.03$. The truth is simple there, $D$ is the nearest piece of the tree, and $\log p_\lambda$ falls like the square of the distance in units of $\lambda$. The network has seen three such units and has no reason to continue with the right curvature.
 
 The *direction* survives much better, as the cosine says. A method that uses only directions will hardly notice the gap. Remember that for the optimisation below: Adam is such a method.
 
@@ -323,7 +325,7 @@ assert plane[0] < plane[(shares - 1).abs().argmin()] < plane[-1]
 
 # %% [markdown]
 r"""
-In the plane the objection fails. The density of $n$ is largest at 0; a clean point lies in the *middle* of what the network has seen, not beside it, and the error is smallest there. (The shift $m$ is smaller still, so *relative* to it clean points do a little worse; the table below has both.) Out of distribution means off the density, as on the map, and nothing else.
+In the plane the objection fails. The density of $n$ is largest at 0; a clean point lies in the *middle* of what the network has seen, not beside it, and the error is smallest there. (*Relative* to the shift $m$, which shrinks as well, clean points gain next to nothing, and at $\lambda = 0.03$ they do twice as badly; the table in the solution of exercise 7.2 has both.) Out of distribution means off the density, as on the map, and nothing else.
 
 In 32 dimensions it comes true. All noise has nearly the same length, a shell with a hole in it, and the network learns the shell: its error dips at $\rho = 1$ and grows on both sides of it, inwards as well. That it comes down again towards $\rho = 0$ has another reason: on the plane of the ring the step across it vanishes by symmetry, in truth and, nearly, in the network. The dip is as deep at $\sigma = 1$ and all but gone on its inner side at $\sigma = 0.1$. On images $d$ is many thousands, and the shell is thin.
 
@@ -441,7 +443,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-The samples are closer to the truth than the Jacobian is: of their 0.13 most is Monte-Carlo noise, as large as that of the first line. A derivative is harder to learn than a value: the loss (M7.2) asks for $D_\theta$ to be right in the mean square and does not look at its slope. At a few points the network even claims a negative variance, so there is no density at all whose denoiser it is. Keep this in mind for the efficiency of chapter 04, whose formula has the trace of this Jacobian in it.
+The samples are closer to the truth than the Jacobian is, 0.08 against 0.13, and most of their 0.08 is Monte-Carlo noise: the first line, with the true $D$, has 0.07 of it. A derivative is harder to learn than a value: the loss (M7.2) asks for $D_\theta$ to be right in the mean square and does not look at its slope. At one point of the sixty the network even claims a negative variance, so there is no density at all whose denoiser it is. Keep this in mind for the efficiency of chapter 04, whose formula has the trace of this Jacobian in it.
 
 ## Does sampling pay?
 
@@ -534,13 +536,14 @@ def break_even(call_error, bias, variance):
 
 
 checks.break_even(break_even)
-print(f"{'':22} λ: call, bias, deviation of a sample (over |m|) → N*")
+print("call, bias, deviation of a sample (over |m|) → N*")
+print(f"{'':20}" + "".join(f"{f'λ = {λ}':>25}" for λ in levels))
 for where in dict.fromkeys(where for where, _ in played):
     cells = []
     for λ in levels:
         e, b, v = (float(played[where, λ][key]) for key in ("call", "bias", "variance"))
-        cells.append(f"{λ}: {e**0.5:.2f}, {b**0.5:.2f}, {v**0.5:.2f} → {break_even(e**0.5, b**0.5, v)}")
-    print(f"{where:22}", ";   ".join(cells))
+        cells.append(f"{e**0.5:.2f}, {b**0.5:.2f}, {v**0.5:.2f} → {break_even(e**0.5, b**0.5, v)}")
+    print(f"{where:20}" + "".join(f"{cell:>25}" for cell in cells))
 
 # %% tags=["check"]
 worst, x = 0.0, figures.lattice(6)
@@ -565,7 +568,7 @@ Near the density the answer is no, by a wide margin. The call is off by 3 to 27 
 
 Out of distribution it is yes, from the first sample or the third. On the lattice the product is narrow compared with the way to it, so that a draw hardly scatters, and its mean is better than the call: 0.45 against 0.65 at $\lambda = 0.1$. Why better, if it begins by asking the same wrong question? By (M7.6) it does not go on asking it. The first levels carry $z$ some of the way; then the claimed noise falls, the input approaches the density, and the questions become those of training. A part of the error is repaired, not all.
 
-In 32 dimensions the last panel asks for the case that the paper expects, an $x$ with the wrong amount of noise. At $\lambda = 0.3$ the call is wrong by 70 per cent of $|m|$, the sampler's mean by 10, and one draw with all its scatter by 43. Here **the first sample pays**. The paper's argument is right about networks in high dimensions, for all that the plane, where its tables were made, does not show it.
+In 32 dimensions the last panel asks for the case that the paper expects, an $x$ with the wrong amount of noise. At $\lambda = 0.3$ the call is wrong by 70 per cent of $|m|$, the sampler's mean by 9, and one draw with all its scatter by 43. Here **the first sample pays**. At $\lambda = 0.1$ it takes four, and at 0.03, where the call is off by only 20 per cent and the sampler's mean by as much, thousands. The paper's argument is right about networks in high dimensions, for all that the plane, where its tables were made, does not show it.
 
 What remains is the price. A sample costs 48 calls here. Whether 48 calls buy more as one sample or as 48 steps of mean shift with the same network is a question about the optimisation.
 """
@@ -612,7 +615,7 @@ def optimise(method, denoise, x):
 # %%
 lattice = figures.lattice(pick(smoke=5, laptop=13))
 ends = {}
-print(f"{'mean (median) −log p':22} {'entropy':>8}" + "".join(f"{name:>18}" for name in methods))
+print(f"{'mean (median) −log p':20} {'entropy':>8}" + "".join(f"{name:>16}" for name in methods))
 for where, mixture in tqdm(mixtures.items(), leave=False):
     data = IdealDenoiser(mixture.sample(pick(smoke=1000, laptop=10_000), generator=generator).float())
     entropy = -mixture.log_prob(mixture.sample(20_000, generator=generator)).mean()
@@ -621,8 +624,8 @@ for where, mixture in tqdm(mixtures.items(), leave=False):
         for name, method in methods.items():
             ends[where, kind, name] = optimise(method, denoise, lattice)
             nll = -mixture.log_prob(ends[where, kind, name])
-            cells.append(f"{nll.mean():8.2f} ({nll.median():5.2f})  ")
-        print(f"{where + ', ' + kind:22} {entropy:8.2f}", "".join(cells))
+            cells.append(f"{nll.mean():7.2f} ({nll.median():5.2f}) ")
+        print(f"{where + ', ' + kind:20} {entropy:8.2f}", "".join(cells))
 
 # %%
 side, spacing = pick(smoke=16, laptop=49), 3 / (pick(smoke=16, laptop=49) - 1)
@@ -656,11 +659,8 @@ for where, net in nets.items():
 
 # %% tags=["check"]
 for where, (residual, difference, sampler) in left_over.items():
-    print(
-        f"{where}: SDS residual {residual:.3f}, largest difference to (M7.8) {difference:.4f} of its deviation;",
-        end=" ",
-    )
-    print(f"MSD, λ = 0.1: residual {sampler:.2f}")
+    print(f"{where}: SDS residual {residual:.3f}, largest difference to (M7.8) {difference:.4f} of its deviation")
+    print(f"  MSD, λ = 0.1: residual {sampler:.2f}")
     assert difference < pick(smoke=0.1, laptop=0.02)
 
 # %%
@@ -686,7 +686,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-The learned half looks like the ideal one, and the numbers above agree: fractal or pinwheel, every method ends within a few tenths of a nat of where $D^*$ sends it, except SDS, which was never near the density and gains a little. Sampling does not pay here. Mean shift ends lowest with $D_\theta$ as with $D^*$, for one call a step instead of 17, and so the out-of-distribution gap, which the map showed at 74 per cent, has cost nothing. So far.
+The learned half looks like the ideal one, and the numbers above agree: fractal or pinwheel, every method ends within a tenth of a nat of where $D^*$ sends it, except SDS, which was never near the density and gains, four nats on the fractal and 0.3 on the pinwheel. Sampling does not pay here. Mean shift ends lowest with $D_\theta$ as with $D^*$, for one call a step instead of 17, and so the out-of-distribution gap, which the map showed at 74 per cent, has cost nothing. So far.
 
 Three things hide it. The annealing begins with $\lambda = 0.22$, where the network is nearly right all over the square, and when $\lambda$ is small the points have arrived. Adam divides the length of a step away, and length is what is wrong. And $D_\theta$ is a gradient: it may climb a wrong density, but it climbs. The residual of the SDS field is zero to rounding; a sampler's mean has a small one, part of it noise.
 
@@ -705,7 +705,7 @@ $$
 
 With a negative gain $g$ the log-density falls in all directions, whatever else is wrong. With a positive one it *rises* wherever $\sigma < 2 g c$: the network believes that the data lie at infinity. Inside the training set a gain of either sign will do, and the seed decides. The network above has a negative one. Here are two small ones, trained for two seconds each, of either kind.
 
-**Predict.** Which of the methods lose points with the second network? Does sampling help them?
+**Predict.** Which of the methods lose points with the second network? Does sampling help them? ("MSD sum" is the paper's sampler, which adds the kernel's score to the model's; "full" and "chosen" name the interval of the kernel, all levels or those of least error in chapter 05.)
 """
 
 # %%
@@ -743,17 +743,17 @@ for name, net in pair.items():
     slopes = [net.log_density(far, s) / far.square().sum(-1) * (s**2 + 0.25) for s in (0.03, 0.3, 3.0)]
     c = torch.stack([(slope + 0.5) * s / net.gain for slope, s in zip(slopes, (0.03, 0.3, 3.0), strict=True)])
     spread = ((c - c[0]).abs().max() / c.max()).item()
-    print(f"{name}: c = {c[0].min():.2f} to {c[0].max():.2f}, the same at three levels up to {spread:.1e};", end=" ")
+    print(f"{name}: c = {c[0].min():.2f} to {c[0].max():.2f}, the same at three levels up to {spread:.1e}")
     with torch.no_grad():
         outward = ((net(far, 0.1) - far) * far).sum(-1) > 0
     wrong = (outward != (net.gain * c[0] > 0.05)).sum()
-    print(f"outward at σ = 0.1 in {outward.double().mean():.0%} of directions, foretold for all but {wrong}")
+    print(f"  outward at σ = 0.1 in {outward.double().mean():.0%} of directions, foretold for all but {wrong}")
     assert spread < 0.01
     assert wrong <= 3
 
 # %% [markdown]
 r"""
-The points that start far from the tree leave. Mean shift loses some, annealed SDS and the exact sampler lose more. Drawing samples does not help where every sample comes from the same wrong question: the exact sampler's first arguments are all near $x$.
+The points that start far from the tree leave, and each costs hundreds of thousands of nats. The means show nothing else; medians do not notice. Mean shift loses some; annealed SDS, the sum over the full interval and the exact sampler lose more. Drawing samples does not help where every sample comes from the same wrong question: the kernel keeps the network's inputs near $x$ from the first level on.
 
 One row loses nothing, and it is one of the paper's. With the kernel *limited to an interval* the sampler starts as plain sampling of $p$, from pure noise, where the network is at home. When the kernel comes in, $z$ is on the tree, and is drawn towards $x$ from there. Chapter 05 judged this sampler by the moments of $q$, and it failed; as a way of never asking a network what it does not know it is excellent. "Does sampling pay?" has a second answer: it does as insurance, if the sampler starts where the training was.
 
@@ -767,26 +767,28 @@ RESULTS = Path(msd_teach.__file__).parents[1] / "results"
 stored = json.loads((RESULTS / "table2.json").read_text())["rows"] if (RESULTS / "table2.json").exists() else []
 printed = json.loads((RESULTS / "paper.json").read_text())["table2"]
 SCALE = {"nll": 1, "precision": 1, "recall": 1, "mmd": 1e4}
+WIDTH = {"nll": 7, "precision": 5, "recall": 5, "mmd": 5}  # of the standard errors
 
 
 def line(name, density, denoiser, method, samples):
     rows = records.select(stored, density=density, denoiser=denoiser, method=method, samples=samples)
     if not rows:
-        return f"  {name:24} not stored"
+        return f"  {name:17} not stored"
     cells = []
     for figure, scale in SCALE.items():
         mean, error = records.summary(rows, figure)
-        cells.append(f"{scale * mean:8.2f} ± {scale * error:5.2f}")
-    return f"  {name:24}" + "".join(cells) + f"   ({len(rows)} seeds)"
+        cells.append(f"{scale * mean:8.2f} ± {scale * error:{WIDTH[figure]}.2f}")
+    return f"  {name:17}" + "".join(cells) + f" ({len(rows)} seeds)"
 
 
 OURS = [("DDIM", 1), ("SDS, t uniform", 1), ("SDS annealed", 1), ("SDI", 1), ("mean shift", 1), ("MSD sum, full", 1)]
 OURS += [("MSD sum, chosen", 1), ("MSD exact", 1), ("MSD exact", 10)]
-print(f"{'learned denoiser':26}" + "".join(f"{name:>16}" for name in ("NLL", "precision", "recall", "MMD² × 10⁴")))
+print(f"{'learned denoiser':19}{'NLL':>8}{'precision':>18}{'recall':>16}{'MMD² × 10⁴':>16}")
 for density in tables.DENSITIES:
     print(density)
     for row in records.select(printed, density=density, denoiser="learned"):
-        print(f"  {'paper: ' + row['method']:24}" + "".join(f"{SCALE[f] * row[f]:8.2f}        " for f in SCALE))
+        cells = [f"{SCALE[figure] * row[figure]:8.2f}" + " " * (WIDTH[figure] + 3) for figure in SCALE]
+        print(f"  {'paper: ' + row['method']:17}" + "".join(cells))
     for method, samples in OURS:
         print(line(f"{method}, N = {samples}" if samples > 1 else method, density, "learned", method, samples))
 
@@ -805,8 +807,10 @@ for method, samples in OURS:
             for d in ("ideal", "learned")
         ]
         values = [records.summary(rows, "nll")[0] if rows else math.nan for rows in pair]
-        cells.append(f"{values[0]:12.2f} → {values[1]:6.2f} ")
+        cells.append(f"{values[0]:11.2f} → {values[1]:7.2f} ")
     print(f"{method + ', N = 10' * (samples > 1):24}", "".join(cells))
+rows = records.select(stored, density="fractal", denoiser="learned", method="mean shift")
+print("mean shift on the fractal, learned, by seed:", ", ".join(f"{row['nll']:.2f}" for row in rows))
 
 # %% tags=["check"]
 sizes = tables.SMOKE if NAME == "smoke" else tables.PROTOCOL
@@ -824,11 +828,11 @@ assert live["mean shift"]["recall"] <= live["DDIM"]["recall"]
 
 # %% [markdown]
 r"""
-Start with the fractal, and with its thousands. In one of three seeds the gain came out positive (0.28; the others have −0.30 and −0.26), and a few of the 625 starts, all in the lower left corner, left for infinity, four of them under mean shift. Mean shift, annealed SDS, the exact sampler and the sum over the full interval lose them; the sum in the chosen interval does not. Medians hardly notice. NLL judges a set of points by its worst one; give it with the median, or with the share of strays.
+Start with the fractal, and with its thousands: one seed of three makes them. The networks of the seeds have the gains −0.30, 0.28 and −0.26 (`train_denoiser(p, seed=1, cache=kept).gain` shows the second, after some minutes of training), and the second loses some of the 625 starts to infinity. Under mean shift it is four, all in the lower left corner, at half a million nats each. The mean of the other 621 is −2.81, the median of all is −2.80. Annealed SDS, the exact sampler and the sum over the full interval lose points with it, too; the sum in the chosen interval does not. NLL judges a set of points by its worst one; give it with the median, or with the share of strays.
 
-DDIM suffers with every seed. With $D^*$ its samples have the entropy of the density; with $D_\theta$ precision falls from 0.97 to 0.90 on the fractal, and $-\log p$ is 0.6 for two seeds and 44 for the third. Beside a twig of width 0.004 a miss of 0.1 costs three hundred nats. In the paper's learned half DDIM loses only 0.3 nats. Its network has "the architecture and training setup" of {cite:t}`karras2024guiding`, as ours has. We cannot say what differs.
+DDIM suffers with every seed. With $D^*$ its samples have the entropy of the density; with $D_\theta$ precision falls from 0.97 to 0.90 on the fractal, and $-\log p$ is 0.6 for two seeds and 44 for the third. Beside a twig of width 0.004 a miss of 0.1 costs three hundred nats. In the paper's learned half DDIM loses only 0.3 nats on the fractal. Its network has "the architecture and training setup" of {cite:t}`karras2024guiding`, as ours has. We cannot say what differs.
 
-Where nobody is lost, the methods that seek modes end where they end with $D^*$, to a tenth of a nat (annealed SDS on the spiral: three tenths): a mode is where a network has seen the most data. The paper finds MSD *better* with the learned denoiser (−2.02 against −1.32 on the fractal); we find no such gain. Of its orders, precision (MSD above SDS) and recall (below DDIM) hold in every row. NLL holds too, except where points have gone to infinity.
+Where nobody is lost, the methods that seek modes end where they end with $D^*$, to a tenth of a nat (annealed SDS on the spiral: three tenths): a mode is where a network has seen the most data. The paper finds MSD *better* with the learned denoiser (−2.02 against −1.32 on the fractal); we find no such gain. Of its orders, precision (MSD above SDS with uniform $t$, the paper's) and recall (MSD below DDIM) hold in every row. NLL holds too, except where points have gone to infinity.
 """
 
 # %% [markdown]
@@ -876,7 +880,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-At $s = 1.5$ nearly half of the strays are gone, at 2 more than that, and the mean $-\log p$ falls by about a nat. The two networks were trained alike, and where the strong one is a little unsure which twig to choose the weak one smears over all of them: the difference points to the twig. At $s = 4$ it is read as more than it is. Points pile up in a bow beside the trunk, where nothing but the two networks' disagreement has put them, and twigs are missing.
+At $s = 1.5$ nearly half of the strays are gone, at 2 more than that, and the mean $-\log p$ falls by about a nat. The two networks were trained alike, and where the strong one is a little unsure which twig to choose the weak one smears over all of them: the difference points to the twig. At $s = 4$ it is read as more than it is: 8 per cent are astray, more than the 6 without guidance. Points pile up in a bow beside the trunk, where nothing but the two networks' disagreement has put them, and twigs are missing.
 
 The third question has an odd answer. For a strong network without errors the difference consists of the weak one's errors alone, and guiding can only distort. Autoguidance lives on both being wrong.
 
@@ -922,11 +926,11 @@ The exact score may be had at any point, so nothing forces the network to learn 
 r"""
 ## Take-aways
 
-- The loss is the squared error of $D_\theta$ in units of $\sigma$. The denoising loss used for images adds the posterior variance to it, 99.8 per cent of the total at $\sigma = 0.1$.
+- The loss is the squared error of $D_\theta$ in units of $\sigma$. The denoising loss used for images adds the posterior variance to it, 99.7 per cent of the total at $\sigma = 0.1$.
 - Ideal denoisers memorise at small $\sigma$, networks blur. On the fractal they cross at $\sigma \approx 0.008$ for $10^4$ data.
 - In the plane a clean point is the *best* input a network can get, and out of distribution means off the density. In many dimensions noise lives on a shell, and inputs with too little of it are out of distribution as well.
 - Off the density $D_\theta(x; \lambda) - x$ has a wrong length, which Adam and annealing hide, and a right direction only by the sign of one weight.
-- As an estimate of the mean shift, sampling loses by factors of hundreds where the network is right, and wins from the first sample on where it is wrong. In the plane it paid in the optimisation as insurance only: a sampler that starts from pure noise never asks where the network has not been.
+- As an estimate of the mean shift, sampling takes hundreds of draws to match one call where the network is right, if it ever does, and one to four where it is badly wrong. In the plane it paid in the optimisation as insurance only: a sampler that starts from pure noise never asks where the network has not been.
 - A worse copy of a network knows where the network errs.
 
 ## What's next

@@ -575,6 +575,16 @@ def test_controls_of_the_replay_move_what_they_should(look):
         assert page.evaluate("document.querySelector('[data-explore]').explore.followed()") == followed
 
 
+def test_a_stray_point_waits_at_the_edge():
+    """Positions have 11 bits over the picture: one point at 1000 must not cost all others theirs."""
+    runs, densities = recording(), dict(zip(NAMES, (mixture(), eight_gaussians()), strict=True))
+    runs[NAMES[0], METHODS[0]][-1, 0] = torch.tensor([1000.0, -1000.0])
+    match = re.search(r'"bounds":\[([^]]*)\]', replay_canvas(runs, densities, STEPS).html)
+    assert match
+    left, right, bottom, top = map(float, match[1].split(","))
+    assert max(right - left, top - bottom) < 10
+
+
 def test_replay_by_keyboard_and_touch(look, chromium):
     page = look(replay().html)
     own = "document.querySelector('[data-explore]').explore"

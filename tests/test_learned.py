@@ -256,3 +256,14 @@ def test_noise_levels_and_scores_of_the_training_points():
     logs = sigma.log().unique()
     assert abs(logs.mean() + 2.3) < 4 * 1.5 / math.sqrt(len(logs))
     assert abs(logs.std() - 1.5) < 4 * 1.5 / math.sqrt(2 * len(logs))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-4, 0.3, 300.0])
+def test_half_precision_is_rounding_alone(sigma):
+    z = 5 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) + 3
+    net = LearnedDenoiser(generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        net.gain.fill_(-0.3)
+    half = net(z.half(), sigma)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), net(z.half().float(), sigma), rtol=2e-3, atol=2e-3)
