@@ -12,7 +12,7 @@ r"""
 
 You will write the paper's Algorithm 2 in ten lines, run it with everything in it switched on and off, reconstruct a setting that the paper mentions in half a sentence, and set its two tables beside your own.
 
-*Hardware:* any laptop. *Time:* about five minutes of computing on two CPU cores, twenty seconds at `smoke`; two hours of reading and exercises. *Before this:* chapters 03 to 05.
+*Hardware:* any laptop. *Time:* about three and a half minutes of computing on one CPU core, twenty seconds at `smoke`; two hours of reading and exercises. *Before this:* chapters 03 to 05.
 
 ## What you'll learn
 
