@@ -43,9 +43,13 @@ def peak_memory() -> float:
     return int(line.split()[1]) / 1024
 
 
+def table(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    return "\n".join(["| " + " | ".join(row) + " |" for row in ([*rows[0]], ["---"] * len(rows[0]), *cells)])
+
+
 def report(rows: list[dict]) -> None:
     """Prints the machine and the rows as a Markdown table, for benchmarks/README.md."""
     print(", ".join(f"{name} {value}" for name, value in machine().items()) + "\n")
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    print(table(rows))

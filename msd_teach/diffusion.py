@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .denoisers import Denoiser, _Guided
-from .pretrained import load
+from .pretrained import check_prompt, load
 from .tensors import noise_like, per_item
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class DiffusionPrior:
     def __init__(self, pipeline: StableDiffusionPipeline, name: str = "pipeline"):
         from diffusers import DDIMScheduler
 
-        self.pipeline, self.name = pipeline, name
-        self.unet, self.vae = pipeline.unet, pipeline.vae
+        self.pipeline, self.name, self.unet, self.vae = pipeline, name, pipeline.unet, pipeline.vae
         self.dtype = pipeline.unet.dtype  # kept: diffusers goes through all modules for it, a millisecond a call
         for network in (self.unet, self.vae, pipeline.text_encoder):
             network.eval().requires_grad_(False)
@@ -100,8 +99,8 @@ class DiffusionPrior:
         Outside the trained range [sigma_min, sigma_max] the network is asked at the nearer end; see `denoise`.
 
         Raises:
-            ValueError: prompts that are no strings or do not match in number; a scale that is NaN. When called: z of a
-                shape that is no batch of latents, or that does not fit the prompts.
+            ValueError: prompts that are no strings, do not match in number, or have words that the pocket model never
+                read; a scale that is NaN. When called: z that is no batch of latents, or does not fit the prompts.
         """
         if not callable(scale) and torch.as_tensor(scale).isnan().any():
             raise ValueError(f"scale is {scale}; it must be a number")
@@ -188,7 +187,7 @@ class DiffusionPrior:
         if generator is not None:
             y = y + posterior.std * noise_like(y, generator)
         latents = self.vae.config["scaling_factor"] * y.to(images.dtype)
-        return latents.reshape(*images.shape[:-3], *latents.shape[1:])
+        return latents.reshape(*images.shape[:-3], *latents.shape[1:]).contiguous()  # as GroupNorm's jvp wants it
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (*batch, 3, 8h, 8w) in [0, 1] of clean latents (*batch, 4, h, w). Differentiable up to the clipping.
@@ -214,6 +213,7 @@ class DiffusionPrior:
             raise ValueError(f"{name} is {prompts!r}; it must be a string or several")
         for text in texts:
             if text not in self._embeddings:
+                check_prompt(self.name, text)
                 self._embeddings[text] = self.pipeline.encode_prompt(text, self.unet.device, 1, False)[0][0]
         return torch.stack([self._embeddings[text] for text in texts])
 

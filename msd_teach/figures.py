@@ -100,6 +100,26 @@ def planes(titles: Sequence[str], span: float = 1.5, rows: int = 1, width: float
     return fig, axes.flatten()[: len(titles)]
 
 
+def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), width: float = 7.2) -> Figure:
+    """A figure of images (rows, columns, 3, H, W) in [0, 1], as a sheet with a name at every row and column.
+
+    Small images keep their pixels; NaN leaves a cell empty.
+    """
+    r, c, _, h, w = images.shape
+    gap = max(2, w // 32)
+    sheet = torch.ones(r, c, 3, h + gap, w + gap)
+    sheet[..., :h, :w] = images.detach().float().cpu().clamp(0, 1).nan_to_num(1.0)
+    sheet = sheet.permute(0, 3, 1, 4, 2).reshape(r * (h + gap), c * (w + gap), 3)[:-gap, :-gap]
+    fig, ax = plt.subplots(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.25))
+    ax.imshow(sheet, interpolation="nearest" if w < 128 else "antialiased")
+    ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
+    ax.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], rows)
+    ax.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return fig
+
+
 def density(ax: Axes, mixture: GaussianMixture, sigma: float = 0.0, pixels: int = 300) -> None:
     """Draws √p_σ in ink over the view of `ax`; the root keeps thin tails visible beside dense cores."""
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()

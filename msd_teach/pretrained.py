@@ -107,6 +107,20 @@ def candidates(model: str | Path | None) -> list[str]:
     return [str(folder) if folder.is_dir() else named]
 
 
+def check_prompt(name: str, text: str) -> None:
+    """Refuse words that the pocket model has never read; the tokenizers of other models read anything.
+
+    Raises:
+        ValueError: names each unknown word and the nearest known ones.
+    """
+    from . import pocket
+
+    if Path(name).resolve() == pocket.WEIGHTS.resolve():
+        from .pocket.world import check_words
+
+        check_words(text)
+
+
 class UnsupportedModelError(ValueError):
     """A model of another family than Stable Diffusion 1 and 2."""
 

@@ -11,6 +11,7 @@ import answers04
 import answers05
 import answers06
 import answers07
+import answers08
 import pytest
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ MISTAKES = [
 ]
 
 
-CHAPTERS = (answers02, answers03, answers04, answers05, answers06, answers07)
+CHAPTERS = (answers02, answers03, answers04, answers05, answers06, answers07, answers08)
 RIGHT = [(getattr(checks, name), answer) for name, answer in SOLUTIONS.items()]
 RIGHT += [pair for chapter in CHAPTERS for pair in chapter.RIGHT]
 WRONG = [(getattr(checks, name), wrong, hint) for name, wrong, hint in MISTAKES]

@@ -696,6 +696,18 @@ def test_too_little_gpu_memory(folder1, monkeypatch):
         DiffusionPrior.from_pretrained(folder1, device="cuda", dtype=torch.float32)
 
 
+def test_only_the_pocket_model_refuses_words_it_never_read(folder1, monkeypatch):
+    from msd_teach import pocket
+
+    prior = load(folder1)
+    prior.denoiser("a red zeppelin")
+    monkeypatch.setattr(pocket, "WEIGHTS", folder1)
+    for options in ({"prompt": "a blu house"}, {"prompt": WORDS[0], "negative": "a blu house"}):
+        with pytest.raises(ValueError, match=r"'a blu house' has unknown words: 'blu' \(nearest: blue"):
+            prior.denoiser(**options)
+    prior.denoiser(WORDS, negative="a photo of a small pink robot, back view.")
+
+
 def test_bad_input_is_refused_by_name(prior1):
     denoise, z = prior1.denoiser(WORDS), noise(2, 4, 8, 8)
     with pytest.raises(

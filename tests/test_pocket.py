@@ -1,26 +1,33 @@
-"""The pocket model's parts against closed forms, and every stage of its training at toy size."""
+"""The pocket model: its parts against closed forms, its training at toy size, the shipped weights, and their card."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
+import re
 import shutil
+import struct
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from msd_teach import pocket
+from msd_teach import DiffusionPrior, pocket, sample
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from msd_teach.cache import save_atomically
-from msd_teach.pocket import autoencoder, clip, data, evaluate, train, training, unet
-from msd_teach.pocket.world import WORDS, Prompt
+from msd_teach.pocket import autoencoder, clip, data, evaluate, judge, train, training, unet
+from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, WORDS, Prompt
 
+ROOT = Path(__file__).parent.parent
+CARD = ROOT / "msd_teach" / "pocket" / "MODEL_CARD.md"
 QUICK = training.Plan(steps=12, batch=8, rate=0.05, warmup=2, checkpoint_every=5)
 
 
@@ -207,6 +214,57 @@ def test_frechet_distance_of_gaussians_and_a_second_implementation() -> None:
         evaluate.frechet_distance(a, b[:5])
 
 
+def test_shares_come_with_their_binomial_errors() -> None:
+    truth = torch.zeros(100, 3, dtype=torch.long)
+    found = truth.clone()
+    found[:20, 0], found[:50, 2] = 1, 1
+    figures = evaluate.agreement(found, truth, torch.arange(100.0))
+    assert (figures["kind"], figures["colour"], figures["view"]) == pytest.approx((0.8, 1.0, 0.5))
+    assert figures["clear view"] == pytest.approx(50 / 89)
+    assert (figures["kind error"], figures["colour error"]) == pytest.approx((0.04, 0.0))
+    assert figures["clear view error"] == pytest.approx((50 * 39 / 89**3) ** 0.5)
+
+
+def test_the_bootstrap_interval_holds_the_distance_and_is_as_wide_as_its_spread() -> None:
+    """Plain quantiles would lie above it: drawing again adds noise, and noise adds distance."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pair() -> tuple[Tensor, Tensor]:
+        return torch.randn(300, 20, generator=generator), torch.randn(300, 20, generator=generator) + 0.5
+
+    distances = torch.tensor([evaluate.frechet_distance(*pair()) for _ in range(100)])
+    a, b = pair()
+    low, high = evaluate.bootstrap(evaluate.frechet_distance, a, b)
+    assert low < evaluate.frechet_distance(a, b) < high
+    assert (high - low) / (4 * distances.std().item()) == pytest.approx(1.0, abs=0.3)
+
+
+def test_the_guidance_of_the_frechet_distance_is_chosen_on_other_captions_and_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Features are numbers and samples shifted by their guidance's distance from 1.5: the rest is bookkeeping."""
+    generator = torch.Generator().manual_seed(0)
+    renders = torch.randn(400, 3, generator=generator)
+    held_out = SimpleNamespace(captions=[f"caption {i}" for i in range(400)], pixels=lambda index: renders[index])
+    drawn: list[tuple[list[str], float, int]] = []
+
+    def draw(pipeline: object, prompts: list[str], guidance: float, seed: int) -> Tensor:
+        drawn.append((prompts, guidance, seed))
+        return torch.randn(len(prompts), 3, generator=generator) + abs(guidance - 1.5)
+
+    monkeypatch.setattr(evaluate, "draw", draw)
+    monkeypatch.setattr(evaluate, "picture_features", lambda network, x: x)
+    monkeypatch.setattr(evaluate, "PILOT", 100)
+    figures = evaluate.frechet_figures(None, None, held_out)  # type: ignore[arg-type]
+    *pilots, (captions, guidance, seed) = drawn
+    assert (captions, guidance) == (held_out.captions[:200], 1.5) and figures["guidance"] == 1.5
+    assert [len(prompts) for prompts, _, _ in pilots] == [100] * 4
+    assert all(other != seed and not set(prompts) & set(captions) for prompts, _, other in pilots)
+    assert figures["floor"] == evaluate.frechet_distance(renders[:200], renders[200:])
+    assert figures["ratio"] == figures["distance"] / figures["floor"]
+    assert figures["low"] < figures["distance"] < figures["high"] < figures["pilot, guidance 3"]
+
+
 def test_an_unfinished_or_unknown_stage_is_named(cache: Path) -> None:
     with pytest.raises(ValueError, match="stage is 'gan'; it must be one of autoencoder, judge, clip, unet"):
         train.train("gan")
@@ -234,6 +292,11 @@ def test_toy_training_of_every_stage_makes_a_folder_that_stock_libraries_load(
     folder = tmp_path / "weights"
     train.export(folder)
     assert pocket.weights(folder) == folder
+    figures = json.loads((cache / "unet" / "figures.json").read_text())
+    shown = json.loads((folder / "training.json").read_text())
+    assert list(shown) == list(train.STAGES)
+    assert shown["unet"] == {key: figures[key] for key in ("steps", "batch", "renders", "seconds")}
+    assert not [path for path in folder.rglob("*.json") if str(tmp_path) in path.read_text()]
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     image = pipeline("a red house", num_inference_steps=2, output_type="pt").images
     assert image.shape == (1, 3, 64, 64)
@@ -248,3 +311,196 @@ def test_toy_training_of_every_stage_makes_a_folder_that_stock_libraries_load(
     shutil.rmtree(folder / "judge")
     with pytest.raises(ValueError, match=r"judge/model.safetensors \(missing\).*unet/.*\(damaged\).*restore them by"):
         pocket.weights(folder)
+
+
+# ---------------------------------------------------------------- the shipped weights
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Path:
+    """The folder of the shipped weights, all checksums compared."""
+    if not pocket.WEIGHTS.exists():
+        pytest.skip("the pocket model is not trained yet: no msd_teach/pocket/weights")
+    return pocket.weights()
+
+
+def test_shipped_files_are_listed_small_and_in_half_precision(shipped: Path) -> None:
+    files = [path for path in shipped.rglob("*") if path.is_file()]
+    listed = {line.split()[1] for line in (shipped / "SHA256SUMS").read_text().splitlines()}
+    assert {path.relative_to(shipped).as_posix() for path in files} == listed | {"SHA256SUMS"}
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    networks = [path for path in files if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in networks} == {"unet", "vae", "text_encoder", "clip", "judge"}
+    for path in networks:
+        (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+        header = json.loads(path.read_bytes()[8 : 8 + length])
+        assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F16"}, path
+
+
+def test_stock_libraries_load_the_shipped_model_and_draw_in_float32(shipped: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel
+
+    pipeline = StableDiffusionPipeline.from_pretrained(shipped)
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+    (image,) = pipeline("a red house, front view", num_inference_steps=5).images
+    assert image.size == (64, 64)
+    network = CLIPModel.from_pretrained(shipped / "clip")
+    assert network.dtype == torch.float32
+    for name, value in pipeline.text_encoder.state_dict().items():
+        assert torch.equal(value, network.text_model.state_dict()[name])
+
+
+@torch.no_grad()
+def test_ddim_of_the_shipped_pipeline_is_our_euler(shipped: Path) -> None:
+    pipeline = evaluate.load_pipeline(shipped).to("cpu")
+    prior = DiffusionPrior.from_pretrained("pocket", device="cpu")
+    prompts = ["a red house, front view", "a small blue car"]
+    n = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"guidance_scale": 3.0, "num_inference_steps": 20, "latents": n}
+    want = pipeline(prompts, output_type="latent", **options).images
+    sigmas = prior.sigmas(20)
+    *_, z = sample(prior.denoiser(prompts, scale=3.0), n * float((1 + sigmas[0] ** 2).sqrt()), sigmas, "euler")
+    y = z / float((1 + sigmas[-1] ** 2).sqrt())  # DDIM takes its last state for clean
+    assert (y - want).abs().max() <= 1e-4 * want.abs().max()
+    assert (prior.decode(y) - pipeline(prompts, output_type="pt", **options).images).abs().max() < 1e-3
+
+
+def test_the_shipped_prior_refuses_unknown_words(shipped: Path) -> None:
+    prior = DiffusionPrior.from_pretrained("pocket", device="cpu")
+    with pytest.raises(ValueError, match=r"unknown words: 'hause' \(nearest: house"):
+        prior.denoiser("a red hause")
+    with pytest.raises(ValueError, match="unknown words: 'blurry'"):
+        prior.denoiser("a red house", negative="blurry")
+    prior.denoiser("A photo of a red house, front view.")
+
+
+def test_shipped_clip_and_judge_agree_on_held_out_renders(shipped: Path, cache: Path) -> None:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    renders = data.load_renders("test", 24)
+    x = renders.pixels(torch.arange(24))
+    judged = judge.Judge.from_pretrained(shipped / "judge").decide(x)
+    network, tokenizer = (part.from_pretrained(shipped / "clip") for part in (CLIPModel, CLIPTokenizer))
+    read = clip.zero_shot(network, tokenizer, x)
+    for a, b in ((judged, read), (judged, data.labels(renders)), (read, data.labels(renders))):
+        assert (a == b)[:, :2].all(1).sum() >= 20  # kind and colour
+
+
+def test_the_shipped_model_draws_what_it_is_asked_for(shipped: Path) -> None:
+    colours = list(COLOURS)
+    prompts = [str(Prompt(kind, colours[i % len(colours)], VIEWS[i % 4])) for i, kind in enumerate(KINDS)]
+    drawn = evaluate.draw(evaluate.load_pipeline(shipped), prompts, 3.0, steps=20)
+    found = judge.Judge.from_pretrained(shipped / "judge").decide(drawn)
+    assert (found == data.meaning(prompts)[:, :3])[:, :2].all(1).sum() >= 9
+
+
+# ---------------------------------------------------------------- their card
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/pocket_model.py"""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("pocket_model")
+
+
+FIGURES = {
+    "judge": {"kind": 0.99, "kind error": 0.002, "view": 0.9, "view error": 0.005},
+    "autoencoder": {"object dB": 24.96, "image dB": 30.0},
+    "samples, guidance 3": {"kind": 0.98, "kind error": 0.004, "colour": 0.95, "colour error": 0.007},
+    "Fréchet distance": {"ratio": 4.5, "guidance": 1.5, "distance": 0.09, "low": 0.08, "high": 0.1, "floor": 0.02},
+    "sample sheet": {"pictures": 120},
+}
+ABOUT = {
+    "command": "python benchmarks/pocket_model.py",
+    "machine": {"processor": "Abacus"},
+    "versions": {"torch": "2"},
+    "digest": "d0d0",
+    "sizes": {"samples": 10, "pictures": 20},
+    "seeds": {"noise": 0},
+}
+
+
+def test_a_killed_measurement_goes_on_after_its_last_section(script: ModuleType, tmp_path: Path) -> None:
+    def killed() -> evaluate.Figures:
+        raise KeyboardInterrupt
+
+    path, calls = tmp_path / "pocket.json", []
+
+    def section(name: str) -> evaluate.Figures:
+        calls.append(name)
+        return {"kind": 1.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        script.measure({"judge": lambda: section("judge"), "CLIP": killed}, ABOUT, path)
+    assert json.loads(path.read_text()) == ABOUT | {"figures": {"judge": {"kind": 1.0}}}
+    both = {"judge": lambda: section("judge"), "CLIP": lambda: section("CLIP")}
+    record = script.measure(both, ABOUT, path)
+    assert calls == ["judge", "CLIP"]
+    assert record == json.loads(path.read_text()) and list(record["figures"]) == ["judge", "CLIP"]
+    for other in ({"digest": "e1e1"}, {"sizes": {"samples": 11, "pictures": 20}}, {"versions": {"torch": "3"}}):
+        calls.clear()
+        script.measure(both, ABOUT | other, path)
+        assert calls == ["judge", "CLIP"]
+
+
+def test_the_card_shows_figures_bars_and_verdicts(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model").write_bytes(b"123")
+    (tmp_path / "SHA256SUMS").write_text("abc  unet/model\n")
+    record = {"steps": 5, "batch": 6, "renders": 7, "seconds": 8}
+    (tmp_path / "training.json").write_text(json.dumps({"unet": record}))
+    card = script.written(CARD.read_text(), ABOUT | {"figures": FIGURES}, tmp_path)
+    for row in (
+        "| judge | kind | 0.990 ± 0.002 | ≥ 0.98 | yes |",
+        "| judge | view | 0.900 ± 0.005 |  |  |",
+        "| autoencoder | object dB | 24.96 | ≥ 25 | no |",
+        "| autoencoder | image dB | 30 | ≥ 29 | yes |",
+        "| samples, guidance 3 | kind | 0.980 ± 0.004 | ≥ 0.93 (goal 0.97) | yes, the goal too |",
+        "| samples, guidance 3 | colour | 0.950 ± 0.007 | ≥ 0.93 (goal 0.97) | yes |",
+        "| Fréchet distance | ratio | 4.5 | ≤ 4 | no |",
+        "| Fréchet distance | distance | 0.09 (0.08 to 0.1) |  |  |",
+        "| unet | 5 | 6 | 7 | 8 |",
+        "| unet/model | 3 | `abc` |",
+    ):
+        assert row in card.splitlines()
+    assert "`d0d0`" in card and "not yet measured" not in card and "sample sheet" not in card
+    assert script.written(card, ABOUT | {"figures": FIGURES}, tmp_path) == card
+    with pytest.raises(ValueError, match="card has no <!-- figures -->"):
+        script.written("# A card", ABOUT | {"figures": FIGURES}, tmp_path)
+
+
+def test_the_sheet_shows_every_kind_colour_and_view_and_is_small(script: ModuleType, tmp_path: Path) -> None:
+    from PIL import Image
+
+    prompts = [Prompt.parse(text) for text in script.sheet_prompts()]
+    assert [prompt.kind for prompt in prompts[::10]] == list(KINDS)
+    assert {prompt.colour for prompt in prompts[:10]} == set(COLOURS)
+    assert {prompt.view for prompt in prompts[:10]} == set(VIEWS)
+    pictures = torch.linspace(0, 0.9, 120)[:, None, None, None].expand(120, 3, 64, 64)
+    script.save_grid(pictures, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (660, 792)
+        page = sheet.convert("RGB")
+    assert page.getpixel((65, 32)) == page.getpixel((66, 32)) == (255, 255, 255)
+    assert page.getpixel((64, 32))[0] == pytest.approx(0, abs=8)
+    assert page.getpixel((650, 780))[0] == pytest.approx(230, abs=8)
+
+
+def test_the_card_counts_parameters_as_the_networks_do(tmp_path: Path) -> None:
+    tokenizer = clip.build_tokenizer(tmp_path)
+    with torch.device("meta"):
+        networks = {"vae": autoencoder.build(), "unet": unet.build(), "clip": clip.build(tokenizer)}
+        networks |= {"text_encoder": networks["clip"].text_model, "judge": judge.Judge()}
+    said = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| [^|]+ \| ([\d ]+) \|", CARD.read_text(), re.M))
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    assert {name: int(count.replace(" ", "")) for name, count in said.items()} == counts
+
+
+def test_the_card_is_what_was_measured_from_the_shipped_files(shipped: Path, script: ModuleType) -> None:
+    record, card = json.loads((ROOT / "results" / "pocket.json").read_text("utf-8")), CARD.read_text("utf-8")
+    assert record["digest"] == hashlib.sha256((shipped / "SHA256SUMS").read_bytes()).hexdigest()
+    assert record["sizes"] == {"samples": 1000, "pictures": 2000}
+    assert script.written(card, record, shipped) == card, "run python benchmarks/pocket_model.py"
+    assert CARD.with_name("samples.png").stat().st_size <= 300e3

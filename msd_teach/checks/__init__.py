@@ -8,6 +8,7 @@ from .chapter04 import log_stationary, one_sample_efficiency, sample_share, two_
 from .chapter05 import heun_factor, noised_kernel_clock, steps_needed, strang
 from .chapter06 import count_modes, log_efficiency, msd_gradient, power_schedule
 from .chapter07 import autoguided, break_even, noise_share
+from .chapter08 import denoise_from_v, kernel_at, trace_per_dimension
 
 __all__ = [
     "autoguided",
@@ -15,8 +16,10 @@ __all__ = [
     "best_step",
     "break_even",
     "count_modes",
+    "denoise_from_v",
     "heun_factor",
     "heun_step",
+    "kernel_at",
     "leave_one_out",
     "log_efficiency",
     "log_stationary",
@@ -35,6 +38,7 @@ __all__ = [
     "stationary_covariance",
     "steps_needed",
     "strang",
+    "trace_per_dimension",
     "two_looks",
     "two_point_denoiser",
 ]

@@ -1,13 +1,11 @@
-"""`python -m msd_teach.pocket train | export | evaluate`: make the pocket model, and measure it."""
+"""`python -m msd_teach.pocket train | export`: make the pocket model."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from . import WEIGHTS
-from .evaluate import card_figures
 from .train import STAGES, export, train
 
 
@@ -24,15 +22,9 @@ def main() -> None:
     )
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)
-    measuring = commands.add_parser("evaluate", help="print the figures of the model card as JSON")
-    measuring.add_argument("--folder", type=Path, default=WEIGHTS)
-    measuring.add_argument("--samples", type=int, default=1000, help="judged samples at each guidance")
-    measuring.add_argument("--pictures", type=int, default=2000, help="samples in each Fréchet distance")
     options = parser.parse_args()
     if options.command == "export":
         export(options.folder)
-    elif options.command == "evaluate":
-        print(json.dumps(card_figures(options.folder, options.samples, options.pictures), indent=1, ensure_ascii=False))
     else:
         for stage in options.stage or STAGES:
             figures = train(stage, options.steps, options.renders, options.past_gates)

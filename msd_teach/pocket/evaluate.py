@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 SAMPLE_SEED = 9_000_000  # prompts of the judged samples: no split of the renders starts from it
+PILOT_SEED = 9_500_000  # prompts and noise by which the guidance of the Fréchet distance is chosen
+PILOT = 500
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 CLEAR = 10.0  # degrees from the borders between view words at which a view counts as clear
 BARS = {
     "judge": {"kind": 0.98, "colour": 0.98, "clear view": 0.93},
@@ -35,11 +38,19 @@ def missed(stage: str, figures: Figures) -> list[str]:
     return [f"{name} {figures[name]:.3f} < {bar}" for name, bar in BARS[stage].items() if figures[name] < bar]
 
 
+def shares(right: dict[str, Tensor]) -> Figures:
+    """The share of True under each name, and under "name error" its binomial standard error."""
+    figures: Figures = {}
+    for name, answers in right.items():
+        share = answers.double().mean().item()
+        figures |= {name: share, f"{name} error": (share * (1 - share) / max(len(answers), 1)) ** 0.5}
+    return figures
+
+
 def agreement(found: Tensor, truth: Tensor, border: Tensor) -> Figures:
     """Shares of right kinds, colours and views for indices (N, 3); a view is clear at `border` > 10 degrees."""
-    right = (found == truth).float()
-    kind, colour, view = right.mean(0).tolist()
-    return {"kind": kind, "colour": colour, "view": view, "clear view": right[border > CLEAR, 2].mean().item()}
+    kind, colour, view = (found == truth).T
+    return shares({"kind": kind, "colour": colour, "view": view, "clear view": view[border > CLEAR]})
 
 
 def judge_figures(judge: Judge, data: Renders) -> Figures:
@@ -99,9 +110,8 @@ def sample_figures(
         for scene, view, prompt in zip(examples.scenes, views, examples.prompts, strict=True)
     ]
     truth = meaning(prompts)[:, :3]
-    found = judge.decide(draw(pipeline, prompts, guidance, seed=seed))
-    kind, colour, view = (found == truth).float().mean(0).tolist()
-    return {"kind": kind, "colour": colour, "view": view}
+    kind, colour, view = (judge.decide(draw(pipeline, prompts, guidance, seed=seed)) == truth).T
+    return shares({"kind": kind, "colour": colour, "view": view})
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -127,46 +137,75 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def bootstrap(
     statistic: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor, repeats: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """The middle 95 % of a statistic of two samples, both drawn again with replacement."""
+    """A 95 % interval of a distance of two samples, from its spread when both are drawn again with replacement.
+
+    It is up to twice too wide where the true distance is zero.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def again(x: Tensor) -> Tensor:
         return x[torch.randint(len(x), (len(x),), generator=generator)]
 
     values = torch.tensor([statistic(again(a), again(b)) for _ in range(repeats)], dtype=torch.float64)
+    # drawing again adds sampling noise, which a distance, never negative, counts as distance: that shift is taken out
+    values += statistic(a, b) - values.mean()
     return float(values.quantile(0.025)), float(values.quantile(0.975))
 
 
-def card_figures(folder: Path, samples: int = 1000, pictures: int = 2000) -> dict[str, Figures]:
-    """All figures of the model card, from a folder in the diffusers layout, through stock libraries.
+def frechet_figures(pipeline: StableDiffusionPipeline, clip: CLIPModel, data: Renders) -> Figures:
+    """The Fréchet distance of samples from renders, in CLIP's features, at the guidance that serves it best.
 
-    `samples` are judged at guidance 3 and at 7.5. The Fréchet distance compares `pictures` samples of held-out
-    captions, at guidance 1, 2 and 3, with as many renders of other scenes; "floor" is the distance between those
-    renders and the ones that the captions belong to.
+    One sample for each caption in the first half of the renders is compared with the second half. "floor" is the
+    distance between the halves, "ratio" the distance in units of it. The guidance is chosen by a pilot with other
+    captions and noise, compared with the first half.
     """
+    own, other = picture_features(clip, data.pixels(torch.arange(len(data.captions)))).chunk(2)
+
+    def features(captions: list[str], guidance: float, seed: int) -> Tensor:
+        return picture_features(clip, draw(pipeline, captions, guidance, seed=seed))
+
+    prompts = random_examples(min(PILOT, len(own)), torch.Generator().manual_seed(PILOT_SEED)).prompts
+    captions = [str(prompt) for prompt in prompts]
+    pilot = {guidance: frechet_distance(features(captions, guidance, PILOT_SEED), own) for guidance in GUIDANCES}
+    best = min(GUIDANCES, key=lambda guidance: pilot[guidance])
+    drawn = features(data.captions[: len(own)], best, 0)
+    distance, floor = frechet_distance(drawn, other), frechet_distance(own, other)
+    low, high = bootstrap(frechet_distance, drawn, other)
+    figures = {"guidance": best, "distance": distance, "low": low, "high": high, "floor": floor}
+    pilots = {f"pilot, guidance {guidance:g}": value for guidance, value in pilot.items()}
+    return {"ratio": distance / floor, **figures, **pilots}
+
+
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """A folder in the diffusers layout through the stock class, on the GPU if there is one, without progress bars."""
     from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def card_figures(folder: Path, samples: int = 1000, pictures: int = 2000) -> dict[str, Callable[[], Figures]]:
+    """The sections of the model card, each computed when called, from a folder in the diffusers layout.
+
+    `samples` are judged at guidance 3 and at 7.5. The other sections know twice `pictures` held-out renders, and the
+    Fréchet distance as many samples as `pictures`.
+    """
     from transformers import CLIPModel, CLIPTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = StableDiffusionPipeline.from_pretrained(folder).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(folder)
     clip = CLIPModel.from_pretrained(folder / "clip").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "clip")
     judge = Judge.from_pretrained(folder / "judge")
-    data = load_renders("test", 2 * pictures)
-    figures = {
-        "judge": judge_figures(judge, data),
-        "autoencoder": autoencoder_figures(pipeline.vae, judge, data),
-        "clip": clip_figures(clip, CLIPTokenizer.from_pretrained(folder / "clip"), data),
+
+    def data() -> Renders:
+        return load_renders("test", 2 * pictures)
+
+    return {
+        "judge": lambda: judge_figures(judge, data()),
+        "autoencoder": lambda: autoencoder_figures(pipeline.vae, judge, data()),
+        "CLIP": lambda: clip_figures(clip, tokenizer, data()),
+        "samples, guidance 3": lambda: sample_figures(pipeline, judge, samples, 3.0),
+        "samples, guidance 7.5": lambda: sample_figures(pipeline, judge, samples, 7.5),
+        "Fréchet distance": lambda: frechet_figures(pipeline, clip, data()),
     }
-    for guidance in (3.0, 7.5):
-        figures[f"samples, guidance {guidance:g}"] = sample_figures(pipeline, judge, samples, guidance)
-    real = picture_features(clip, data.pixels(torch.arange(2 * pictures)))
-    own, other = real[:pictures], real[pictures:]
-    distances = {"floor": frechet_distance(own, other)}
-    for guidance in (1.0, 2.0, 3.0):
-        drawn = picture_features(clip, draw(pipeline, data.captions[:pictures], guidance))
-        low, high = bootstrap(frechet_distance, drawn, other)
-        name = f"guidance {guidance:g}"
-        distances |= {name: frechet_distance(drawn, other), f"{name} low": low, f"{name} high": high}
-    figures["Fréchet distance"] = distances
-    return figures

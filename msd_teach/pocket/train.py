@@ -2,7 +2,7 @@
 
     python -m msd_teach.pocket train        autoencoder -> judge -> clip -> unet, each from its last checkpoint
     python -m msd_teach.pocket export       the finished stages as a Stable Diffusion folder in fp16
-    python -m msd_teach.pocket evaluate     the figures of the model card, from that folder
+    python benchmarks/pocket_model.py       the figures of the model card, from that folder
 
 Everything on the way lies in the cache folder, one folder a stage: `checkpoint.pt`, sample sheets, `final/` and
 `figures.json`. On a GPU every batch is eight times larger.
@@ -119,6 +119,7 @@ def export(folder: Path) -> None:
     """Write the finished model as fp16 safetensors in the diffusers layout, with CLIP, the judge and checksums.
 
     The configurations say float32, so that stock libraries compute in it: on a CPU half precision fails.
+    `training.json` holds the steps, batch, renders and seconds of each stage.
     """
     from transformers import CLIPImageProcessor
 
@@ -134,8 +135,14 @@ def export(folder: Path) -> None:
         for name in ("vocab.json", "merges.txt"):  # what older versions of transformers read
             shutil.copy(_finished("clip").parent / "tokenizer" / name, folder / part / name)
     load_judge().save_pretrained(folder / "judge")
-    for config in folder.glob("*/config.json"):
-        config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text().replace('"float16"', '"float32"'))
+        config.pop("_name_or_path", None)  # a folder of the machine that trained
+        path.write_text(json.dumps(config, indent=2) + "\n")
+    records = {stage: json.loads(_final(stage).with_name("figures.json").read_text()) for stage in STAGES}
+    for record in records.values():
+        del record["figures"]
+    (folder / "training.json").write_text(json.dumps(records, indent=1) + "\n")
     _write_checksums(folder)
 
 

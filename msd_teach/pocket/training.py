@@ -147,8 +147,11 @@ def _update(average: nn.Module, network: nn.Module, decay: float) -> None:
         a.copy_(b)
 
 
-def _precision() -> str:
-    """bf16 where the hardware multiplies it fast (on a CPU three times faster with AMX), else none."""
+def _precision() -> str | None:
+    """bf16 where the hardware surely multiplies it faster; elsewhere accelerate's ACCELERATE_MIXED_PRECISION decides.
+
+    A CPU with AVX-512 bf16 but no AMX is such a case: the autoencoder gains 1.7 times by it, the UNet loses.
+    """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "no"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else None

@@ -1,0 +1,204 @@
+"""The figures of the pocket model's card: measured from the shipped files, through stock libraries, in about half an hour.
+
+`results/pocket.json` is written after every section; a killed run goes on there if it finds the same files, sizes, seeds
+and versions (delete it to measure anew). The tables of `MODEL_CARD.md` and `samples.png` beside it are made from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from _timing import best_times, machine, table
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from msd_teach.cache import whole
+from msd_teach.pocket import weights
+from msd_teach.pocket.data import SEEDS
+from msd_teach.pocket.evaluate import BARS, PILOT_SEED, SAMPLE_SEED, Figures, card_figures, draw, load_pipeline
+from msd_teach.pocket.training import save_sheet
+from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, Prompt
+
+ROOT = Path(__file__).parent.parent
+GOALS = {"kind": 0.97, "colour": 0.97, "view": 0.90}  # for samples, beyond their bars
+RATIO_BAR = 4.0  # of Fréchet distances
+SHEET, COLUMNS = "sample sheet", 10  # its rows are the kinds
+NOT_SHOWN = ("low", "high", " error")  # in the table they stand beside their figures
+
+Record = dict[str, Any]
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def head(folder: Path, samples: int, pictures: int) -> Record:
+    """What the figures depend on, and how they were made; `folder` holds SHA256SUMS."""
+    return {
+        "command": shlex.join(["python", "benchmarks/pocket_model.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "digest": hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest(),
+        "sizes": {"samples": samples, "pictures": pictures},
+        "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "noise": 0},
+    }
+
+
+def kept(path: Path, about: Record) -> dict[str, Figures]:
+    """The sections that an earlier run has measured in the same way."""
+    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    same = all(old.get(key) == about[key] for key in ("versions", "digest", "sizes", "seeds"))
+    return old["figures"] if same else {}
+
+
+def measure(sections: Mapping[str, Callable[[], Figures]], about: Record, path: Path) -> Record:
+    """Compute the sections that `path` lacks, and write it after each."""
+    record = about | {"figures": kept(path, about)}
+    for name, compute in sections.items():
+        if name not in record["figures"]:
+            record["figures"][name] = compute()
+            with whole(path) as partial:
+                partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            print(name, record["figures"][name], flush=True)
+    return record
+
+
+def seconds(folder: Path) -> Figures:
+    """How long one image takes through the stock pipeline, and on how many threads."""
+    pipeline = load_pipeline(folder)
+    best = best_times({"image": lambda: draw(pipeline, ["a red house, front view"], 3.0, steps=30)})
+    return {"seconds": best["image"], "threads": torch.get_num_threads()}
+
+
+# ---------------------------------------------------------------- the sheet of samples
+
+
+def sheet_prompts() -> list[str]:
+    """A kind a row, a view a column, and from each picture to the next another colour."""
+    colours = list(COLOURS)
+    return [
+        str(Prompt(kind, colours[(row + column) % len(colours)], VIEWS[column % len(VIEWS)]))
+        for row, kind in enumerate(KINDS)
+        for column in range(COLUMNS)
+    ]
+
+
+def draw_sheet(folder: Path, path: Path) -> Figures:
+    """Draw the sheet, and say how."""
+    prompts, guidance, steps = sheet_prompts(), 3.0, 50
+    save_grid(draw(load_pipeline(folder), prompts, guidance, steps) / 2 + 0.5, path)
+    return {"pictures": len(prompts), "guidance": guidance, "steps": steps}
+
+
+def save_grid(images: Tensor, path: Path) -> None:
+    """Images (N, 3, H, W) in [0, 1] in rows of ten with gaps of 2 px, as a small file of 256 colours."""
+    save_sheet(pad(images, (1, 1, 1, 1), value=1.0), COLUMNS, path)
+    with Image.open(path) as page:
+        page.quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
+
+
+# ---------------------------------------------------------------- the card
+
+
+def verdict(section: str, name: str, value: float) -> tuple[str, str]:
+    """The bar of a figure and whether it is reached, in words; both empty where there is none."""
+    if name == "ratio":
+        return f"≤ {RATIO_BAR:g}", "yes" if value <= RATIO_BAR else "no"
+    samples = section.startswith("samples")
+    bar = BARS.get("unet" if samples else section.lower(), {}).get(name)
+    if bar is None:
+        return "", ""
+    goal = GOALS[name] if samples else None
+    text = f"≥ {bar:g}" + (f" (goal {goal:g})" if goal else "")
+    reached = "yes, the goal too" if goal and value >= goal else "yes"
+    return text, reached if value >= bar else "no"
+
+
+def in_words(figures: Figures, name: str) -> str:
+    """A figure with its standard error or interval, where it has one."""
+    value = figures[name]
+    if f"{name} error" in figures:
+        return f"{value:.3f} ± {figures[f'{name} error']:.3f}"
+    interval = f" ({figures['low']:.4g} to {figures['high']:.4g})" if name == "distance" else ""
+    return f"{value:.4g}{interval}"
+
+
+def figures_table(record: Record) -> str:
+    """Every figure, its bar, and whether it reaches it; and below, how they were measured."""
+    rows: list[dict] = []
+    for section, figures in record["figures"].items():
+        for name, value in figures.items():
+            if section != SHEET and not name.endswith(NOT_SHOWN):
+                bar, reached = verdict(section, name, value)
+                row = {"of": section, "figure": name, "measured": in_words(figures, name), "bar": bar}
+                rows.append(row | {"reached": reached})
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    sizes = record["sizes"]
+    return (
+        f"{table(rows)}\n\n{2 * sizes['pictures']} held-out renders; {sizes['samples']} judged samples at each guidance;"
+        f" {sizes['pictures']} samples in the Fréchet distance; DDIM with 50 steps. {versions};"
+        f" {record['machine']['processor']}.\n"
+        f"SHA-256 of the SHA256SUMS of the measured files: `{record['digest']}`."
+    )
+
+
+def training_table(folder: Path) -> str:
+    """Steps, batch, renders and seconds of each stage."""
+    stages = json.loads((folder / "training.json").read_text())
+    return table([{"stage": stage} | record for stage, record in stages.items()])
+
+
+def checksums_table(folder: Path) -> str:
+    """Every file with its size and checksum."""
+    lines = (line.split(maxsplit=1) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    return table(
+        [{"file": name, "bytes": (folder / name).stat().st_size, "SHA-256": f"`{digest}`"} for digest, name in lines]
+    )
+
+
+def filled(card: str, name: str, text: str) -> str:
+    """The card with `text` between its markers of that name.
+
+    Raises:
+        ValueError: there are no such markers.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, opened, rest = card.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"card has no {start} … {end}; put them where the table belongs")
+    return f"{before}{start}\n\n{text}\n\n{end}{after}"
+
+
+def written(card: str, record: Record, folder: Path) -> str:
+    """The card with all three tables; `folder` holds training.json and SHA256SUMS."""
+    card = filled(card, "figures", figures_table(record))
+    card = filled(card, "training", training_table(folder))
+    return filled(card, "checksums", checksums_table(folder))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--samples", type=int, default=1000, help="judged samples at each guidance")
+    arguments.add_argument("--pictures", type=int, default=2000, help="samples in the Fréchet distance")
+    arguments.add_argument("--folder", type=Path, default=ROOT / "msd_teach/pocket", help="of the card and the weights")
+    arguments.add_argument("--out", type=Path, default=ROOT / "results/pocket.json")
+    a = arguments.parse_args()
+    folder, card, sheet = weights(a.folder / "weights"), a.folder / "MODEL_CARD.md", a.folder / "samples.png"
+    sections = card_figures(folder, a.samples, a.pictures)
+    sections |= {"30 guided steps, one image": lambda: seconds(folder), SHEET: lambda: draw_sheet(folder, sheet)}
+    record = measure(sections, head(folder, a.samples, a.pictures), a.out)
+    card.write_text(written(card.read_text("utf-8"), record, folder), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

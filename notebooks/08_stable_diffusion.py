@@ -1,0 +1,800 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+r"""
+# Use Stable Diffusion as a denoiser
+
+You will put a text-to-image model behind the interface of chapter 02, sample and invert it with the functions of chapters 02 to 05, draw from its product density, and measure what none of the toy chapters could: how far a large network strays from being a posterior mean.
+
+*Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* not yet measured. *Before this:* chapters 02, 04 and 05; chapter 07 for the last third.
+"""
+
+# %% [markdown]
+r"""
+## What you'll learn
+
+- turn ε- and v-prediction into $D(z; \sigma)$, and back;
+- read a latent space: what a noise level looks like, and what guidance does to size, spread and obedience;
+- reproduce a stock pipeline with your own sampler, and invert it;
+- read the paper's Figure 6 with a bandwidth that has a unit;
+- test any network with two identities, and say from the result which variant of mean-shift distillation to try first.
+"""
+
+# %%
+import math
+import os
+
+import matplotlib.pyplot as plt
+import torch
+from skimage import data
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
+
+from msd_teach import MSD, SDS, DiffusionPrior, MeanShift, checks, counted, distill, figures, guided, invert
+from msd_teach import product_denoiser, sample, sample_product
+from msd_teach.budget import NAME, pick
+from msd_teach.explore import explore
+from msd_teach.pocket import WEIGHTS
+from msd_teach.pocket.data import meaning
+from msd_teach.pocket.judge import Judge
+from msd_teach.pocket.world import Prompt
+from msd_teach.sampling import karras_sigmas
+from msd_teach.schedules import annealed, geometric, unit_weight
+
+# %% [markdown]
+r"""
+## One object
+
+A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022latent` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
+
+Which model is up to you. By default it is a *pocket model* with exactly this anatomy, some 6 MB a network, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either.
+"""
+
+# %%
+wanted = os.environ.get("MSD_TEACH_MODEL") or pick(smoke="pocket", laptop="pocket", gpu="stable-diffusion")
+try:
+    prior = DiffusionPrior.from_pretrained(wanted)
+except ValueError as error:
+    if wanted != "stable-diffusion":
+        raise
+    print(f"{error}\n\nSo the pocket model it is.")
+    prior = DiffusionPrior.from_pretrained("pocket")
+pocket, device, d = prior.name == str(WEIGHTS), prior.unet.device, math.prod(prior.shape)
+prior.pipeline.set_progress_bar_config(disable=True)
+
+networks = {"text encoder": prior.pipeline.text_encoder, "UNet": prior.unet, "autoencoder": prior.vae}
+for name, network in networks.items():
+    print(f"{name:13}{sum(p.numel() for p in network.parameters()) / 1e6:8.2f} million weights")
+print(f"This page was made by {'the pocket model' if pocket else prior.name}.")
+print(f"It predicts {prior.prediction}, latents {prior.shape}, noise levels {prior.sigma_min:.3f} to {prior.sigma_max:.1f}")
+
+# %%
+if pocket:
+    PROMPTS = ["a red house, front view", "a yellow duck, side view", "a blue car, side view", "a white bear, front view"]
+    SCALE = 3.0
+else:
+    PROMPTS = ["A DSLR photo of a hamburger", "A DSLR photo of a tulip"]
+    PROMPTS += ["A DSLR photo of a knight in silver armor", "A photo of a car made out of sushi"]
+    SCALE = 7.5
+SIDE = prior.shape[-1] * prior.pipeline.vae_scale_factor
+
+
+def pictures():
+    """Four pictures (4, 3, SIDE, SIDE) in [0, 1] that the model did not make: renders of its world, or photographs."""
+    if pocket:
+        generator = torch.Generator().manual_seed(4)
+        said = [Prompt.parse(text) for text in PROMPTS]
+        return torch.cat([p.scene(generator).image(p.cameras(1, generator), SIDE) for p in said]).to(device)
+    photographs = []
+    for pixels in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket()):
+        side = min(pixels.shape[:2])
+        square = torch.from_numpy(pixels[:side, -side:].copy()).permute(2, 0, 1)[None] / 255
+        photographs.append(interpolate(square, SIDE, mode="bilinear", antialias=True))
+    return torch.cat(photographs).to(device)
+
+
+def noise(*batch, seed=0):
+    """Unit noise (*batch, 4, h, w), the same on every machine."""
+    return torch.randn(*batch, *prior.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def rms(x):
+    return x.float().square().mean().sqrt().item()
+
+
+# %% [markdown]
+r"""
+## From variance-preserving to variance-exploding
+
+Papers and code for these models speak another dialect. Their noisy latent $z_t$ keeps its variance at about one: $z_t = \sqrt{\bar\alpha_t}\,y + \sqrt{1 - \bar\alpha_t}\,n$, with $t$ the number of a training step. Divide by $\sqrt{\bar\alpha_t}$ and it is our $z = y + \sigma n$:
+
+$$
+z = \frac{z_t}{\sqrt{\bar\alpha_t}} = z_t\sqrt{1 + \sigma^2}, \qquad \sigma = \sqrt{\frac{1 - \bar\alpha_t}{\bar\alpha_t}}. \tag{M8.1}
+$$
+
+Their networks do not return $D$ either. Most predict the noise, $\varepsilon \approx n$; some predict $v = \sqrt{\bar\alpha_t}\,n - \sqrt{1 - \bar\alpha_t}\,y$ {cite}`salimans2022progressive`. Insert $z_t$ and solve for $y$:
+
+$$
+D = z - \sigma\,\varepsilon \qquad\text{or}\qquad D = \sqrt{\bar\alpha_t}\,z_t - \sqrt{1 - \bar\alpha_t}\;v. \tag{M8.2}
+$$
+
+That is all that `prior.denoiser(prompt)` does, plus one look-up: $t$ for a given $\sigma$, linear in $\ln\sigma$ between training steps, since the network takes fractions of a step as well. The check calls the UNet by hand, in its own dialect, and compares.
+"""
+
+# %% tags=["check"]
+t = torch.tensor([20, 250, 500, 950], device=device)
+kept = prior.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
+y, n = noise(4, seed=1), noise(4, seed=2)
+z_t = kept.sqrt() * y + (1 - kept).sqrt() * n
+context = prior.pipeline.encode_prompt(PROMPTS[0], device, 4, False)[0]
+with torch.no_grad():
+    output = prior.unet(z_t.to(prior.dtype), t, context).sample.float()
+    if prior.prediction == "epsilon":
+        by_hand = (z_t - (1 - kept).sqrt() * output) / kept.sqrt()
+    else:
+        by_hand = kept.sqrt() * z_t - (1 - kept).sqrt() * output
+    ours = prior.denoiser(PROMPTS[0], scale=1.0)(z_t / kept.sqrt(), prior.levels[t.cpu()])
+error = rms(ours - by_hand) / rms(by_hand)
+print(f"σ at t = {t.tolist()}: {', '.join(f'{s:.3g}' for s in prior.levels[t.cpu()].tolist())}")
+print(f"D by hand from the UNet against prior.denoiser: relative error {error:.1e}")
+TOLERANCE = 1e-4 if prior.dtype == torch.float32 else 2e-2
+assert error < TOLERANCE
+
+# %% [markdown]
+r"""
+### Exercise 8.1 · A network that predicts v (★, 10 min)
+
+Write `denoise_from_v(z, sigma, v)`: $D(z; \sigma)$ from what a $v$-network returns, without $t$ or $\bar\alpha$ in sight. `sigma` is a number. What becomes of your formula as $\sigma \to \infty$, and what of the one for ε? (The library holds $v$, not ε, where a sampler asks beyond the trained range. This is why.)
+"""
+
+
+# %% tags=["exercise"]
+def denoise_from_v(z, sigma, v):
+    raise NotImplementedError  # your code
+
+
+checks.denoise_from_v(denoise_from_v)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def denoise_from_v(z, sigma, v):
+    # √ᾱ = 1/√(1 + σ²), √(1 − ᾱ) = σ/√(1 + σ²), z_t = z/√(1 + σ²)
+    return z / (1 + sigma**2) - sigma / math.sqrt(1 + sigma**2) * v
+
+
+checks.denoise_from_v(denoise_from_v)
+
+# %% [markdown]
+r"""
+## What a noise level looks like
+
+Nothing in this book has depended on what $y$ is, and $y$ is now a latent: the output of the autoencoder's first half, scaled so that its numbers have about unit variance. Eight or four pixels a side shrink to one latent pixel of four channels.
+
+So $\sigma$ and $\lambda$ have a unit: *standard deviations of a latent*. The top rows below show what the autoencoder keeps, the lower rows what a noise level means for one picture: what the decoder makes of $z = y + \sigma n$ (brought back to unit variance), and of the denoiser's answer.
+
+**Predict.** From which $\sigma$ on will the decoded $z$ be unrecognisable to you? And $D(z; \sigma)$, that has read the caption?
+"""
+
+# %%
+truth = pictures()
+with torch.no_grad():
+    y = prior.encode(truth)
+    back = prior.decode(y)
+    latent = (y[:, :3] - y[:, :3].amin((2, 3), keepdim=True)) / (y[:, :3].amax((2, 3), keepdim=True) - y[:, :3].amin((2, 3), keepdim=True))
+shown = interpolate(latent, SIDE, mode="nearest")
+levels = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+denoise = prior.denoiser(PROMPTS[1] if pocket else "", scale=1.0)
+with torch.no_grad():
+    z = [y[1:2] + s * noise(1, seed=3) for s in levels]
+    seen = torch.cat([prior.decode(v / math.sqrt(1 + s * s)) for v, s in zip(z, levels, strict=True)])
+    guess = torch.cat([prior.decode(denoise(v, s)) for v, s in zip(z, levels, strict=True)])
+
+# %%
+fig = figures.gallery(
+    torch.stack([truth, back, (3 * (truth - back).abs()), shown]),
+    ("picture", "autoencoder", "3 × |error|", "latent"),
+    width=4.6,
+)
+figures.show(
+    fig,
+    alt="Four pictures, each above its reconstruction by the autoencoder, three times the absolute error, which is largest along edges, "
+    "and the latent itself, three of its four channels shown as colours: a coarse picture of the object.",
+)
+
+# %%
+fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels])
+figures.show(
+    fig,
+    alt="One picture under noise of standard deviation 0.03 to 10 in latent space, decoded, above the decoded answer of the denoiser. "
+    "The noisy ones dissolve between 0.3 and 1; the denoiser's answer keeps the object longer and ends in a blur.",
+)
+error = 10 * math.log10(1 / (truth - back).square().mean().item())
+print(f"autoencoder: {error:.1f} dB over these four pictures; latents have mean {y.mean():.2f}, root mean square {rms(y):.2f}")
+
+# %% [markdown]
+r"""
+TEXT: noise level.
+
+Between σ = 0.3 and 3 lies everything that a sampler decides. Below it moves texture, and above it does not know yet what it is looking at. Chapter 06 annealed λ from 0.316 to 0.003 on densities of size 0.5; those numbers are now meaningless. A bandwidth worth annealing from is one at which $D(x; \lambda)$ still changes the object, and one to stop at leaves the picture as it is.
+
+## Sample it with your own sampler
+
+`sample` has not changed since chapter 02. What a stock pipeline does in its loop is DDIM, which is Euler's method in $\sigma$; `prior.sigmas(steps)` gives its noise levels. If this chapter's translation is right, the two must agree to rounding, guidance included.
+"""
+
+# %% tags=["check"]
+steps = pick(smoke=4, laptop=30)
+sigmas = prior.sigmas(steps)
+n = noise(1, seed=7)
+*path, drawn = sample(prior.denoiser(PROMPTS[0], scale=SCALE), n * (1 + sigmas[0] ** 2).sqrt().item(), sigmas, "euler")
+prior.pipeline.scheduler = prior.scheduler  # DDIM; what Stable Diffusion ships with is PNDM
+theirs = prior.pipeline(
+    PROMPTS[0], latents=n.to(prior.dtype), num_inference_steps=steps, guidance_scale=SCALE, output_type="latent"
+).images.float()
+error = rms(drawn / (1 + sigmas[-1] ** 2).sqrt().item() - theirs) / rms(theirs)
+print(f"{steps} guided steps, sample(…) against StableDiffusionPipeline: relative error {error:.1e}")
+print(f"first level σ = {sigmas[0]:.2f}, last level σ = {sigmas[-1]:.3f}")
+assert error < 5 * TOLERANCE
+
+# %% [markdown]
+r"""
+Three details of that pipeline had to be matched, and each has surprised someone. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": of 1000 training steps it never visits the noisiest few. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean.
+
+Since samplers are generators, the way down comes for free.
+"""
+
+# %%
+denoise = prior.denoiser(PROMPTS[0], scale=SCALE)
+chosen = [round(i * (len(path) - 1) / 7) for i in range(8)]
+with torch.no_grad():
+    state = torch.cat([prior.decode(path[i] / (1 + sigmas[i] ** 2).sqrt().item()) for i in chosen])
+    answer = torch.cat([prior.decode(denoise(path[i], sigmas[i].item())) for i in chosen])
+fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen])
+figures.show(
+    fig,
+    alt="One guided sample on its way: eight noise levels from 14 down to 0.03, the decoded state above the decoded answer of the denoiser, "
+    "which shows the object's place first, then its shape, then its details.",
+)
+
+# %% [markdown]
+r"""
+**Predict.** Thirty or fifty Euler steps are customary. How far from the exact solution of the ODE do they end, with and without guidance? Would the same calls be better spent on Heun, which takes two a step? And does the grid matter?
+"""
+
+# %%
+FINE = pick(smoke=40, laptop=400, gpu=200)
+LADDER = pick(smoke=(5, 10), laptop=(5, 10, 20, 40, 80))
+ends = prior.levels[0].item(), prior.levels[-1].item()
+grids = {
+    "even in t": lambda steps: prior.levels[torch.linspace(999, 0, steps + 1).round().long()],
+    "ρ = 7": lambda steps: karras_sigmas(steps + 1, *ends)[:-1],
+}
+start = noise(4, seed=8) * math.sqrt(1 + ends[1] ** 2)
+curves = {}
+for scale in (1.0, SCALE):
+    denoise = prior.denoiser(PROMPTS, scale=scale)
+    *_, best = sample(denoise, start, grids["ρ = 7"](FINE), "heun")
+    for solver, (grid, levels) in tqdm([(s, g) for s in ("euler", "heun") for g in grids.items()], leave=False):
+        for steps in LADDER:
+            *_, end = sample(denoise, start, levels(steps if solver == "euler" else steps // 2 + steps % 2), solver)
+            curves.setdefault((scale, solver, grid), []).append(rms(end - best))
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.1), sharey=True)
+for ax, scale in zip(axes, (1.0, SCALE), strict=True):
+    for i, (solver, grid) in enumerate((s, g) for s in ("euler", "heun") for g in grids):
+        look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "linestyle": figures.LINES[i]}
+        ax.loglog(LADDER, curves[scale, solver, grid], label=f"{solver}, {grid}", **look)
+    ax.set(title="no guidance" if scale == 1 else f"guided, s = {scale:g}", xlabel="denoiser calls")
+    ax.set_xticks(LADDER, [str(n) for n in LADDER], minor=False)
+    ax.minorticks_off()
+axes[0].set_ylabel("distance to the exact end")
+axes[0].legend(fontsize=9)
+figures.show(
+    fig,
+    alt="Root mean square distance of the end of a trajectory from a fine reference, against denoiser calls, log scales, without and with guidance: "
+    "Euler and Heun, each on a grid even in training steps and on Karras's grid.",
+)
+
+# %% [markdown]
+r"""
+TEXT: solver.
+
+## Prompts, and what the scale does
+
+Nobody samples these models as they are. The prompt's prediction $c$ is pushed away from that of the empty prompt, $u$ {cite}`ho2022classifier`:
+
+$$
+D_s = u + s\,(c - u). \tag{M8.3}
+$$
+
+In code it is one more denoiser, with both evaluated in one batch. Chapter 04 proved two things about it: it commutes with the product by a kernel, and for $s \ne 1$ it is no posterior mean of anything. The first can be checked here, since it is an identity for *any* pair of networks.
+"""
+
+# %% tags=["check"]
+x, z = noise(2, seed=10), noise(2, seed=11) * 3
+c, u = (prior.denoiser(text, scale=1.0) for text in (PROMPTS[0], ""))
+both = {}
+for bandwidth in (0.2, 1.0, 5.0):
+    one = product_denoiser(prior.denoiser(PROMPTS[0], scale=SCALE), x, bandwidth)(z, 2.0)
+    two = guided(product_denoiser(c, x, bandwidth), product_denoiser(u, x, bandwidth), SCALE)(z, 2.0)
+    both[bandwidth] = rms(one - two) / rms(two)
+free = product_denoiser(c, x, 1e6)(z, 2.0)
+print("product of the guided against guided products: relative error", ", ".join(f"{v:.0e}" for v in both.values()))
+print(f"λ → ∞, the product against the denoiser itself: {rms(free - c(z, 2.0)) / rms(free):.0e}")
+assert max(both.values()) < TOLERANCE
+assert rms(free - c(z, 2.0)) / rms(free) < 10 * TOLERANCE
+
+# %% [markdown]
+r"""
+Move the sliders. (On the printed page they choose among stored frames; with a kernel they call the model.) Follow one seed from $s = 1$ to the largest: what is kept, what is lost?
+"""
+
+# %%
+SCALES = pick(smoke=[1.0, 3.0], laptop=[1.0, 3.0, 7.5], gpu=[1.0, 4.0, 7.5])
+if pocket:
+    KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["red", "green"]
+    sentence = "a {colour} {kind}"
+else:
+    KINDS, COLOURS = ["hamburger", "tulip"], ["red", "green"]
+    sentence = "A DSLR photo of a {colour} {kind}"
+
+
+@torch.no_grad()
+def draw(prompts, scale, n, steps=None, **options):
+    """Latents drawn for prompts (one for each item of n's last batch axis) from unit noise n."""
+    levels = prior.sigmas(steps or pick(smoke=4, laptop=30))
+    *_, y = sample(prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler", **options)
+    return y
+
+
+def scene(kind, colour, seed, guidance):
+    y = draw(sentence.format(kind=kind, colour=colour), guidance, noise(1, seed=20 + seed))
+    return figures.gallery(prior.decode(y)[None], width=1.5)
+
+
+explore(
+    scene,
+    kind=KINDS,
+    colour=COLOURS,
+    seed=[0, 1],
+    guidance=SCALES,
+    default={"guidance": SCALES[1]},
+    alt="A picture drawn by the model for the prompt, seed and guidance that the sliders choose. Without guidance shapes are often "
+    "uncertain; with more of it they get clearer, and then harder in contrast.",
+)
+
+# %% [markdown]
+r"""
+Anecdotes. Now numbers, over many seeds. Three can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1), their **spread** (the root mean square deviation among samples of one prompt), and the calls. And the pocket model allows a fourth, since its world is known: **obedience**, the share of samples in which a classifier that shares nothing with the model sees the kind, the colour and the view of the prompt.
+
+**Predict** the order of four curves against $s$: which rise, which fall, which has a maximum? Then the last three rows: guidance switched on in one third of the noise levels only (Kynkäänniemi et al. {cite}`kynkaanniemi2024interval` do it in the middle).
+"""
+
+# %%
+MANY = pick(smoke=2, laptop=24, gpu=8)
+judge = Judge.from_pretrained(WEIGHTS / "judge").to(device) if pocket else None
+
+
+def obedience(latents):
+    """Shares of right kinds, colours and views, for latents (N, 4 prompts, …)."""
+    if judge is None:
+        return torch.full((3,), math.nan)
+    found = torch.stack([judge.decide(2 * prior.decode(y) - 1) for y in latents])  # (N, 4, 3)
+    return (found.cpu() == meaning(PROMPTS)[None, :, :3]).float().mean((0, 1))
+
+
+def limited(low, high, scale):
+    """Guidance of this scale for noise levels in (low, high], none elsewhere."""
+    return lambda sigma: torch.where((torch.as_tensor(sigma) > low) & (torch.as_tensor(sigma) <= high), scale, 1.0)
+
+
+strong = 7.5
+settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 12.0))}
+settings |= {f"s = {strong:g}, σ > 3": limited(3.0, 99.0, strong), f"s = {strong:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, strong)}
+settings |= {f"s = {strong:g}, σ ≤ 0.5": limited(0.0, 0.5, strong)}
+table = {}
+for name, scale in tqdm(settings.items(), leave=False):
+    latents = draw(PROMPTS, scale, noise(MANY, 4, seed=30), steps=pick(smoke=4, laptop=25))
+    spread = latents.var(0).mean().sqrt().item()
+    table[name] = (rms(latents), spread, *obedience(latents).tolist())
+
+# %%
+print(f"{MANY * 4} samples for each row     size  spread    kind  colour  view")
+for name, (size, spread, kind, colour, view) in table.items():
+    print(f"{name:28}{size:5.2f}{spread:8.2f}{kind:8.0%}{colour:8.0%}{view:6.0%}")
+sweep = [(float(name[4:]), values) for name, values in table.items() if "σ" not in name]
+fig, ax = plt.subplots(figsize=(6.6, 3.2))
+names = ("size", "spread", "kind right", "colour right", "view right")
+for i, label in enumerate(names[: 5 if pocket else 2]):
+    look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "linestyle": figures.LINES[i]}
+    ax.plot([s for s, _ in sweep], [values[i] for _, values in sweep], label=label, **look)
+ax.axvline(1, color="0.8", linewidth=0.8, linestyle="-")
+ax.set(xlabel="guidance scale s", ylim=(0, None))
+ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+figures.show(
+    fig,
+    alt="Size and spread of drawn latents, and for the pocket model the shares of right kinds, colours and views, against the guidance scale. "
+    "Obedience rises steeply and levels off; size grows on and on; spread falls.",
+)
+
+# %% [markdown]
+r"""
+TEXT: guidance.
+
+## Inversion, and what guidance does to it
+
+`invert` runs the same ODE upwards. For an exact denoiser and fine steps, what comes down again is what went up, and the noise it finds looks like noise: $|z|/\sigma\sqrt d$ close to 1. The paper's sampler relies on it twice, as the centre of its kernel and in the methods it compares with.
+
+**Predict.** Which of the following will survive the round trip: up and down without guidance; up and down with the same guidance? The second is the same ODE both ways, after all.
+"""
+
+# %% tags=["break-it"]
+trip = {}
+for scale in (1.0, SCALE, 7.5):
+    denoise = prior.denoiser(PROMPTS if pocket else "", scale=scale)
+    for steps in LADDER:
+        levels = grids["even in t"](steps)
+        *_, top = invert(denoise, y, levels, "heun")
+        *_, end = sample(denoise, top, levels, "heun")
+        trip[scale, steps] = (rms(end - y), rms(top) / levels[0].item(), end)
+print("root mean square error of the round trip, and |z|/σ√d at the top")
+print("   steps" + "".join(f"{steps:>16}" for steps in LADDER))
+for scale in dict.fromkeys((1.0, SCALE, 7.5)):
+    found = "".join(f"{trip[scale, steps][0]:9.3f} ({trip[scale, steps][1]:4.2f})" for steps in LADDER)
+    print(f"s = {scale:<4g}{found}")
+
+# %%
+ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[1], LADDER[-1])]
+with torch.no_grad():
+    rows = [prior.decode(y), *(prior.decode(trip[key][2]) for key in ups)]
+fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)], width=6.8)
+figures.show(
+    fig,
+    alt="Four pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
+    "many steps. Without guidance they return; with guidance few steps distort them.",
+)
+
+# %% tags=["check"]
+shrink = [trip[1.0, LADDER[i]][0] / trip[1.0, LADDER[i + 1]][0] for i in range(len(LADDER) - 1)]
+print("without guidance, error falls by", ", ".join(f"{f:.1f}" for f in shrink), "each time the steps are doubled")
+assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
+
+# %% [markdown]
+r"""
+TEXT: inversion.
+
+## The product density of a text-to-image model
+
+Now the object that this book is about. A latent $x$, given; a prompt; and the density of pictures near $x$ that fit the prompt, $q(y \mid x) \propto p(y \mid \text{prompt})\,\mathcal N(y; x, \lambda^2 I)$. Chapter 04's exact sampler and chapter 05's stable one run as they are. For $x$ take a picture of the first prompt that something has gone wrong with: a blurred one.
+
+Three rows of samples follow, and a fourth row without any sampling, the mean shift's single call. The paper's sampler is Algorithm 2 as it describes it for Stable Diffusion: the kernel centred on the inverted path of $x$, inverted without guidance, the sampler guided.
+
+**Predict** each row's left end (λ = 0.1) and right end (λ = 10).
+"""
+
+# %%
+def blurred(images, cells):
+    """Pictures seen through `cells` × `cells` pixels."""
+    return interpolate(interpolate(images, cells, mode="bilinear", antialias=True), SIDE, mode="bilinear")
+
+
+STEPS = pick(smoke=4, laptop=25, gpu=25)
+SIGMAS = prior.sigmas(STEPS)
+UNGUIDED = prior.denoiser(PROMPTS[0] if pocket else "", scale=1.0)
+
+
+@torch.no_grad()
+def near(x, bandwidth, kind, seeds, scale=SCALE, **options):
+    """One sample near x (1, …) for each seed, by the exact sampler, the sum with centre x, or the paper's."""
+    stack = x.expand(len(seeds), *x.shape[1:])
+    if kind == "paper":
+        path = reversed(list(invert(UNGUIDED, x, SIGMAS, "euler")))
+        options["centre"] = [c.expand_as(stack) for c in path]
+    denoise = prior.denoiser(PROMPTS[0], scale=scale)
+    kernel = "exact" if kind == "exact" else "exponential"
+    generator = torch.Generator().manual_seed(100 + seeds[0])
+    *_, y = sample_product(denoise, stack, bandwidth, SIGMAS, kernel, solver="euler", generator=generator, **options)
+    return y
+
+
+with torch.no_grad():
+    x = prior.encode(blurred(truth[:1], 10))
+BANDWIDTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+rows = {kind: [near(x, λ, kind, [0])[0] for λ in BANDWIDTHS] for kind in ("exact", "sum", "paper")}
+with torch.no_grad():
+    rows["mean shift"] = [prior.denoiser(PROMPTS[0], scale=SCALE)(x, λ)[0] for λ in BANDWIDTHS]
+    sheet = torch.stack([torch.stack([prior.decode(v) for v in [x[0], *row]]) for row in rows.values()])
+
+# %%
+names = ("exact", "sum, centre x", "sum, inverted", "one call D(x; λ)")
+fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)], width=6.2)
+figures.show(
+    fig,
+    alt="Samples near a blurred picture for bandwidths 0.1 to 10: exact product sampler, sum of scores centred on x, on the inverted path, and the single call of the "
+    "denoiser. At 0.1 all stay near x; at 10 the first three are plain samples, and the single call is a blurry mean.",
+)
+
+# %% [markdown]
+r"""
+TEXT: product.
+
+> **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is. For $t = \sigma^2$, with the paper's kernel, the step is the exact flow and $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. For $t$ = training step it leaves $e^{-999/100} = 5\cdot10^{-5}$. The first and the third value mean "all" and "nothing" on any clock.
+
+## Figure 6, with a unit
+
+The paper shows what $\lambda$ does on three pictures from the course of an optimisation. We let a blur stand in for the state of the optimisation, from the first (10 × 10 pixels' worth of information) to a finished picture, and draw four seeds in every cell: with the paper's sampler and numbers on both clocks, and with the exact sampler at three bandwidths that mean something here.
+
+**Predict.** On which clock will the middle column look different from both of its neighbours?
+"""
+
+# %%
+qualities = {"early": blurred(truth[:1], pick(smoke=4, laptop=6)), "middle": blurred(truth[:1], pick(smoke=8, laptop=16)), "late": truth[:1]}
+with torch.no_grad():
+    states = {name: prior.encode(picture) for name, picture in qualities.items()}
+
+
+def training_step(sigma):
+    """The paper's t as the number of the training step, as a clock."""
+    return prior.time(torch.tensor(sigma, dtype=torch.float64)).item()
+
+
+blocks = {
+    "paper, t = σ²": [("paper", λ / math.sqrt(2), {}) for λ in (1e-2, 10, 1e3)],
+    "paper, t = step": [("paper", λ, {"clock": training_step}) for λ in (1e-2, 10, 1e3)],
+    "exact": [("exact", λ, {}) for λ in (0.3, 1.0, 3.0)],
+}
+headings = (("0.01", "10", "1000"), ("0.01", "10", "1000"), ("0.3", "1", "3"))
+grid6 = {}
+for block, row in tqdm(blocks.items(), leave=False):
+    for name, x in states.items():
+        for j, (kind, bandwidth, options) in enumerate(row):
+            grid6[block, name, j] = near(x, bandwidth, kind, [0, 1, 2, 3], **options)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
+edge = SIDE + max(2, SIDE // 32)
+for ax, block, heads in zip(axes, blocks, headings, strict=True):
+    sheet = torch.ones(3, 2 * edge * 3 + 2 * edge // 4, 2 * edge * 3 + 2 * edge // 4)
+    for i, name in enumerate(states):
+        for j in range(3):
+            with torch.no_grad():
+                four = prior.decode(grid6[block, name, j]).float().cpu()
+            for k in range(4):
+                top, left = (2 * edge + edge // 4) * i + edge * (k // 2), (2 * edge + edge // 4) * j + edge * (k % 2)
+                sheet[:, top : top + SIDE, left : left + SIDE] = four[k]
+    ax.imshow(sheet.permute(1, 2, 0), interpolation="antialiased")
+    places = [(2 * edge + edge // 4) * i + edge for i in range(3)]
+    ax.set(title=block)
+    ax.set_xticks(places, [f"λ = {h}" for h in heads])
+    ax.set_yticks(places, list(states) if block == "paper, t = σ²" else ["", "", ""], rotation=90, va="center")
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+figures.show(
+    fig,
+    alt="Figure 6 of the paper on this model: bandwidth across, state of the picture from early to late down, four seeds in each cell; the paper's sampler with time read as σ², "
+    "as training step, and the exact sampler at bandwidths 0.3, 1 and 3.",
+)
+
+# %%
+print("spread over seeds / distance to x, in latent units")
+print(f"{'':18}" + "".join(f"{name:^33}" for name in states))
+for block, heads in zip(blocks, headings, strict=True):
+    cells = []
+    for name, x in states.items():
+        for j in range(3):
+            four = grid6[block, name, j]
+            cells.append(f"{four.var(0).mean().sqrt():5.2f}/{rms(four - x):4.2f}")
+    print(f"{block:18}" + " ".join(cells))
+
+# %% [markdown]
+r"""
+TEXT: fig6.
+
+### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
+
+A step of the exponential sampler contracts by $e^{-\Delta t/\lambda_t^2}$. Write `kernel_at(bandwidth, levels, step)`: the standard deviation that a bandwidth $\lambda_t$ on the clock "number of the training step" stands for at a training step, if `levels` holds σ of every training step. Take the derivative $\mathrm d\sigma/\mathrm dt$ as a central difference. (Compare $e^{-\mathrm dt/\lambda_t^2}$ with $e^{-\sigma\,\mathrm d\sigma/\lambda^2}$.) Then ask: when the paper anneals $\lambda_t$ to its end, $10^{-2}$, is anything left of the kernel's width at any step?
+"""
+
+
+# %% tags=["exercise"]
+def kernel_at(bandwidth, levels, step):
+    raise NotImplementedError  # your code
+
+
+checks.kernel_at(kernel_at)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def kernel_at(bandwidth, levels, step):
+    slope = (levels[step + 1] - levels[step - 1]) / 2
+    return bandwidth * math.sqrt(levels[step] * slope)
+
+
+checks.kernel_at(kernel_at)
+for λ in (0.01, 10, 1000):
+    print(f"λ_t = {λ:g}:", ", ".join(f"{kernel_at(λ, prior.levels, t):.3g} at t = {t}" for t in (100, 500, 980)))
+
+# %% [markdown]
+r"""
+## Two identities to test a network with
+
+With an exact denoiser, mean shift needs no samples: $D(x; \lambda)$ *is* the mean of $q(y \mid x)$, and its Jacobian is the covariance,
+
+$$
+\mathbb E_q[y] = D(x; \lambda), \qquad \operatorname{Cov}_q[y] = \lambda^2\,\frac{\partial D}{\partial x}(x; \lambda). \tag{M8.4}
+$$
+
+A network owes us neither. But both sides can be *measured*: the left by drawing samples with the exact product sampler, which asks the network about its whole range of noise levels; the right by a single call and its derivative. Where they differ, the network contradicts itself, and no referee from outside is needed to see it.
+
+The trace of the Jacobian needs no matrix of size $d^2$: for random signs $\xi$, $\mathbb E\,[\xi^\top J \xi] = \operatorname{tr} J$, and $J\xi$ is one Jacobian-vector product, a forward derivative at the price of a call or two.
+
+### Exercise 8.3 · A trace without a matrix (★★, 15 min)
+
+Write `trace_per_dimension(denoise, x, sigma, probes)`: the estimate of $\operatorname{tr}(\partial D/\partial x)/d$ for every item of `x` (batch, …) from `probes` (N, batch, …) of random signs, by `torch.func.jvp`. The result has shape (batch,).
+"""
+
+
+# %% tags=["exercise"]
+def trace_per_dimension(denoise, x, sigma, probes):
+    raise NotImplementedError  # your code
+
+
+checks.trace_per_dimension(trace_per_dimension)
+
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+def trace_per_dimension(denoise, x, sigma, probes):
+    total = 0
+    for probe in probes:
+        _, along = jvp(lambda v: denoise(v, sigma), (x,), (probe,))
+        total = total + (probe * along).flatten(1).mean(1)
+    return total / len(probes)
+
+
+checks.trace_per_dimension(trace_per_dimension)
+
+# %% [markdown]
+r"""
+Two kinds of input: a clean latent $x = y$, which is what mean-shift distillation converges to, and $x = y + \lambda n$, the only kind that the network was trained on at level λ. Chapter 07 saw in 32 dimensions that the first are out of distribution. Here $d$ is in the thousands or tens of thousands.
+
+**Predict.** For which kind will the mean of the samples agree with the single call? Will the network be too sure of itself (samples spread less than its own Jacobian says), or not sure enough?
+"""
+
+# %%
+signs = torch.Generator().manual_seed(5)
+PROBES = 2 * torch.randint(2, (pick(smoke=1, laptop=4), 4, *prior.shape), generator=signs).float().to(device) - 1
+DRAWS = pick(smoke=2, laptop=16)
+SCAN = pick(smoke=(0.3, 3.0), laptop=(0.1, 0.3, 1.0, 3.0, 10.0))
+FINER = grids["ρ = 7"](pick(smoke=3, laptop=12))
+
+
+def identities(denoise, x, bandwidth, seed=6):
+    """|mean of draws − D|, its expected value from finitely many draws, variance of draws, λ² tr J/d, and |D − x|."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        call = denoise(x, bandwidth)
+        trace = trace_per_dimension(denoise, x, bandwidth, PROBES)
+        generator = torch.Generator().manual_seed(seed)
+        stack = x.expand(DRAWS, *x.shape)
+        *_, y = sample_product(denoise, stack, bandwidth, FINER, "exact", generator=generator)
+    variance = y.var(0).mean().item()
+    return rms(y.mean(0) - call), math.sqrt(variance / DRAWS), variance, bandwidth**2 * trace.mean().item(), rms(call - x)
+
+
+latent = prior.encode(truth).detach()
+measured = {}
+for bandwidth in tqdm(SCAN, leave=False):
+    for scale in (1.0, SCALE):
+        denoise = prior.denoiser(PROMPTS if pocket else "", scale=scale)
+        measured["clean", scale, bandwidth] = identities(denoise, latent, bandwidth)
+        measured["noisy", scale, bandwidth] = identities(denoise, latent + bandwidth * noise(4, seed=12), bandwidth)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.0))
+for i, kind in enumerate(("clean", "noisy")):
+    rows = torch.tensor([measured[kind, 1.0, λ] for λ in SCAN], dtype=torch.float64)
+    look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i]}
+    axes[0].loglog(SCAN, rows[:, 0] / rows[:, 4], linestyle="-", label=f"{kind} x", **look)
+    axes[0].loglog(SCAN, rows[:, 1] / rows[:, 4], linestyle=":", linewidth=1, **look | {"marker": ""})
+    axes[i + 1].loglog(SCAN, rows[:, 2].clamp(min=1e-5), linestyle="-", label="variance of draws", **look)
+    axes[i + 1].loglog(SCAN, rows[:, 3].clamp(min=1e-5), linestyle="--", label="λ² tr J / d", **look | {"markerfacecolor": "white"})
+    axes[i + 1].set(title=f"{kind} x: both sides of Cov", xlabel="bandwidth λ")
+    axes[i + 1].legend(fontsize=8)
+axes[0].plot([], [], color="0.4", linestyle=":", linewidth=1, label="chance alone")
+axes[0].set(title="|mean of draws − D| / |D − x|", xlabel="bandwidth λ")
+axes[0].legend(fontsize=8)
+figures.show(
+    fig,
+    alt="Tests of a network by its own identities against the bandwidth, for clean and for noisy inputs. Left: distance of the mean of draws from the single call, relative to the step, "
+    "with the share of chance dotted. Middle and right: variance of draws against the trace of the Jacobian.",
+)
+
+# %%
+print("  λ   input  s     |D − x|  |mean − D|  chance   variance   λ² tr J/d")
+for (kind, scale, λ), (gap, chance, variance, trace, shift) in measured.items():
+    print(f"{λ:4g}  {kind} {scale:4g}{shift:10.3f}{gap:12.3f}{chance:8.3f}{variance:11.4f}{trace:12.4f}")
+
+# %% [markdown]
+r"""
+TEXT: ood.
+
+## Which variant to expect to win
+
+So here is a small preview of chapter 09, without any image generator: optimise latents themselves, from a grey picture, with `distill` and plain gradient descent. A step of size $\eta$ moves $x$ the share $\eta$ of the way to its target. Same prompts, same falling λ, same number of steps; calls differ, and are given.
+
+**Predict** the order.
+"""
+
+# %%
+RUNS, ROUNDS = pick(smoke=1, laptop=6, gpu=2), pick(smoke=3, laptop=40)
+FALL = geometric(8.0, 0.1)
+FEW = prior.sigmas(pick(smoke=3, laptop=10))
+METHODS = {
+    "SDS": SDS(),
+    "SDS annealed": SDS(annealed(FALL), unit_weight),
+    "mean shift": MeanShift(FALL),
+    "MSD, exact": MSD("exact", FALL, FEW, solver="euler"),
+    "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=prior.denoiser("", scale=1.0)),
+}
+with torch.no_grad():
+    grey = prior.encode(torch.full((1, 3, SIDE, SIDE), 0.6, device=device))
+prompts = PROMPTS * RUNS
+results = {}
+for name, method in tqdm(METHODS.items(), leave=False):
+    x = (grey + 0.02 * noise(len(prompts), seed=40)).requires_grad_()
+    optimizer = torch.optim.SGD([x], lr=0.5 * len(prompts))  # the loss is a mean over the batch
+    generator = torch.Generator().manual_seed(1)
+    denoise = prior.denoiser(prompts, scale=SCALE)
+    *_, last = distill(lambda g, x=x: x, optimizer, denoise, method, ROUNDS, generator=generator)
+    results[name] = (x.detach(), last.calls)
+
+# %%
+print(f"{ROUNDS} steps from grey, s = {SCALE:g}   calls   size   kind  colour   view")
+for name, (x, calls) in results.items():
+    kind, colour, view = obedience(x.unflatten(0, (RUNS, 4))).tolist()
+    print(f"{name:26}{calls:11}{rms(x):7.2f}{kind:7.0%}{colour:8.0%}{view:7.0%}")
+with torch.no_grad():
+    sheet = torch.stack([prior.decode(x[:8]) if len(x) >= 8 else prior.decode(x) for x, _ in results.values()])
+fig = figures.gallery(sheet, list(results), width=6.8)
+figures.show(
+    fig,
+    alt="Latents optimised from grey for four prompts, one row for each method: SDS, SDS annealed, mean shift, mean-shift distillation with the exact sampler, and with the sum of scores centred on the inverted path.",
+)
+
+# %% [markdown]
+r"""
+TEXT: variants.
+
+## Three lines to the real model
+
+```python
+prior = DiffusionPrior.from_pretrained("stable-diffusion")          # the first of a list of ids that loads
+denoise = prior.denoiser("A DSLR photo of a hamburger", scale=7.5)
+*_, y = sample(denoise, torch.randn(1, *prior.shape, device="cuda") * prior.sigma_max, prior.sigmas(30), "euler")
+```
+
+or, for this whole chapter, `MSD_TEACH_MODEL=stable-diffusion make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs some 1.4 TFLOP, against half a GFLOP here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
+
+### Open task 8 · Figure 6 on Stable Diffusion
+
+The paper's figure has three states of one optimisation, at the iterations 100, 200 and 400. With a GPU, run 400 steps of `distill` on a 512-pixel image with the paper's settings, keep these three states, and draw the two paper blocks of our figure. Which clock gives the paper's pictures? Its text says that at the end $z_0 \approx x^k$; does the centre alone do that, as chapter 05 claims, whatever λ is?
+"""
+
+# %% [markdown]
+r"""
+## Take-aways
+
+- TEXT
+
+## What's next
+
+TEXT: next.
+"""
