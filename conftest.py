@@ -31,10 +31,10 @@ if WORKERS > 1:  # they share the cores: two kernels with two threads each thras
 
 
 def fingerprint(chapter: Path) -> str:
-    """Hash of all that decides a chapter's outputs: its source, the package, stored results, the pins, the budget."""
+    """Hash of all that decides a chapter's outputs: source, package, stored results, pins, budget and named model."""
     files = [chapter, ROOT / "constraints.txt", ROOT / "conftest.py"]
     files += sorted(p for folder in ("msd_teach", "results") for p in (ROOT / folder).rglob("*") if p.is_file())
-    digest = hashlib.sha256(BUDGET.encode())
+    digest = hashlib.sha256(f"{BUDGET} {os.environ.get('MSD_TEACH_MODEL', '')}".encode())
     for path in files:
         if "__pycache__" not in path.parts:
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +56,8 @@ def load(
             if not offline and (local_files_only or Path(name).is_dir()):
                 continue
             try:
-                pipeline = read(name, dtype, offline)
+                with quietly():
+                    pipeline = read(name, dtype, offline)
             except UnsupportedModelError:
                 raise
             except Exception as error:  # each library underneath has its own
@@ -68,6 +71,24 @@ def load(
         reasons.append(reason)
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
     raise ValueError("\n".join([f"model is {named!r}; it could not be loaded. Tried:", *reasons, HELP]))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress bars of diffusers and transformers, and without warnings of parts that are not used here."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers)]
+    for module, _ in levels:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in levels:
+            module.set_verbosity(level)
+            module.enable_progress_bar()
 
 
 def read(name: str, dtype: torch.dtype, offline: bool) -> StableDiffusionPipeline:

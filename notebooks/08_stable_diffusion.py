@@ -38,22 +38,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from msd_teach import MSD, SDS, DiffusionPrior, MeanShift, checks, counted, distill, figures, guided, invert
-from msd_teach import product_denoiser, sample, sample_product
-from msd_teach.budget import NAME, pick
+from msd_teach import MSD, SDS, DiffusionPrior, MeanShift, checks, distill, figures, guided
+from msd_teach.budget import pick
 from msd_teach.explore import explore
 from msd_teach.pocket import WEIGHTS
 from msd_teach.pocket.data import meaning
 from msd_teach.pocket.judge import Judge
 from msd_teach.pocket.world import Prompt
-from msd_teach.sampling import karras_sigmas
+from msd_teach.product import product_denoiser, sample_product
+from msd_teach.sampling import invert, karras_sigmas, sample
 from msd_teach.schedules import annealed, geometric, unit_weight
 
 # %% [markdown]
 r"""
 ## One object
 
-A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022latent` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
+A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022ldm` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
 
 Which model is up to you. By default it is a *pocket model* with exactly this anatomy, some 6 MB a network, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either.
 """
@@ -74,21 +74,27 @@ networks = {"text encoder": prior.pipeline.text_encoder, "UNet": prior.unet, "au
 for name, network in networks.items():
     print(f"{name:13}{sum(p.numel() for p in network.parameters()) / 1e6:8.2f} million weights")
 print(f"This page was made by {'the pocket model' if pocket else prior.name}.")
-print(f"It predicts {prior.prediction}, latents {prior.shape}, noise levels {prior.sigma_min:.3f} to {prior.sigma_max:.1f}")
+print(
+    f"It predicts {prior.prediction}, latents {prior.shape}, noise levels {prior.sigma_min:.3f} to {prior.sigma_max:.1f}"
+)
 
 # %%
 if pocket:
-    PROMPTS = ["a red house, front view", "a yellow duck, side view", "a blue car, side view", "a white bear, front view"]
+    PROMPTS = [
+        "a red house, front view",
+        "a yellow duck, side view",
+        "a blue car, side view",
+        "a white bear, front view",
+    ]
     SCALE = 3.0
 else:
-    PROMPTS = ["A DSLR photo of a hamburger", "A DSLR photo of a tulip"]
-    PROMPTS += ["A DSLR photo of a knight in silver armor", "A photo of a car made out of sushi"]
+    PROMPTS = ["a portrait of an astronaut", "a photo of a cat", "a cup of coffee", "a rocket at night"]
     SCALE = 7.5
 SIDE = prior.shape[-1] * prior.pipeline.vae_scale_factor
 
 
 def pictures():
-    """Four pictures (4, 3, SIDE, SIDE) in [0, 1] that the model did not make: renders of its world, or photographs."""
+    """Pictures (4, 3, SIDE, SIDE) in [0, 1] for the prompts, not made by the model: renders of its world, or photographs."""
     if pocket:
         generator = torch.Generator().manual_seed(4)
         said = [Prompt.parse(text) for text in PROMPTS]
@@ -188,10 +194,12 @@ truth = pictures()
 with torch.no_grad():
     y = prior.encode(truth)
     back = prior.decode(y)
-    latent = (y[:, :3] - y[:, :3].amin((2, 3), keepdim=True)) / (y[:, :3].amax((2, 3), keepdim=True) - y[:, :3].amin((2, 3), keepdim=True))
+    latent = (y[:, :3] - y[:, :3].amin((2, 3), keepdim=True)) / (
+        y[:, :3].amax((2, 3), keepdim=True) - y[:, :3].amin((2, 3), keepdim=True)
+    )
 shown = interpolate(latent, SIDE, mode="nearest")
 levels = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-denoise = prior.denoiser(PROMPTS[1] if pocket else "", scale=1.0)
+denoise = prior.denoiser(PROMPTS[1], scale=1.0)
 with torch.no_grad():
     z = [y[1:2] + s * noise(1, seed=3) for s in levels]
     seen = torch.cat([prior.decode(v / math.sqrt(1 + s * s)) for v, s in zip(z, levels, strict=True)])
@@ -217,7 +225,9 @@ figures.show(
     "The noisy ones dissolve between 0.3 and 1; the denoiser's answer keeps the object longer and ends in a blur.",
 )
 error = 10 * math.log10(1 / (truth - back).square().mean().item())
-print(f"autoencoder: {error:.1f} dB over these four pictures; latents have mean {y.mean():.2f}, root mean square {rms(y):.2f}")
+print(
+    f"autoencoder: {error:.1f} dB over these four pictures; latents have mean {y.mean():.2f}, root mean square {rms(y):.2f}"
+)
 
 # %% [markdown]
 r"""
@@ -310,7 +320,7 @@ TEXT: solver.
 
 ## Prompts, and what the scale does
 
-Nobody samples these models as they are. The prompt's prediction $c$ is pushed away from that of the empty prompt, $u$ {cite}`ho2022classifier`:
+Nobody samples these models as they are. The prompt's prediction $c$ is pushed away from that of the empty prompt, $u$ {cite}`ho2021cfg`:
 
 $$
 D_s = u + s\,(c - u). \tag{M8.3}
@@ -340,24 +350,21 @@ Move the sliders. (On the printed page they choose among stored frames; with a k
 
 # %%
 SCALES = pick(smoke=[1.0, 3.0], laptop=[1.0, 3.0, 7.5], gpu=[1.0, 4.0, 7.5])
-if pocket:
-    KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["red", "green"]
-    sentence = "a {colour} {kind}"
-else:
-    KINDS, COLOURS = ["hamburger", "tulip"], ["red", "green"]
-    sentence = "A DSLR photo of a {colour} {kind}"
+KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["red", "green"]
 
 
 @torch.no_grad()
 def draw(prompts, scale, n, steps=None, **options):
     """Latents drawn for prompts (one for each item of n's last batch axis) from unit noise n."""
     levels = prior.sigmas(steps or pick(smoke=4, laptop=30))
-    *_, y = sample(prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler", **options)
+    *_, y = sample(
+        prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler", **options
+    )
     return y
 
 
 def scene(kind, colour, seed, guidance):
-    y = draw(sentence.format(kind=kind, colour=colour), guidance, noise(1, seed=20 + seed))
+    y = draw(f"a photo of a {colour} {kind}", guidance, noise(1, seed=20 + seed))
     return figures.gallery(prior.decode(y)[None], width=1.5)
 
 
@@ -380,7 +387,7 @@ Anecdotes. Now numbers, over many seeds. Three can be had from any model: the **
 """
 
 # %%
-MANY = pick(smoke=2, laptop=24, gpu=8)
+MANY = pick(smoke=2, laptop=16, gpu=8)
 judge = Judge.from_pretrained(WEIGHTS / "judge").to(device) if pocket else None
 
 
@@ -397,10 +404,10 @@ def limited(low, high, scale):
     return lambda sigma: torch.where((torch.as_tensor(sigma) > low) & (torch.as_tensor(sigma) <= high), scale, 1.0)
 
 
-strong = 7.5
+HIGH = 7.5
 settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 12.0))}
-settings |= {f"s = {strong:g}, σ > 3": limited(3.0, 99.0, strong), f"s = {strong:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, strong)}
-settings |= {f"s = {strong:g}, σ ≤ 0.5": limited(0.0, 0.5, strong)}
+settings |= {f"s = {HIGH:g}, σ > 3": limited(3.0, 99.0, HIGH), f"s = {HIGH:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, HIGH)}
+settings |= {f"s = {HIGH:g}, σ ≤ 0.5": limited(0.0, 0.5, HIGH)}
 table = {}
 for name, scale in tqdm(settings.items(), leave=False):
     latents = draw(PROMPTS, scale, noise(MANY, 4, seed=30), steps=pick(smoke=4, laptop=25))
@@ -408,9 +415,9 @@ for name, scale in tqdm(settings.items(), leave=False):
     table[name] = (rms(latents), spread, *obedience(latents).tolist())
 
 # %%
-print(f"{MANY * 4} samples for each row     size  spread    kind  colour  view")
-for name, (size, spread, kind, colour, view) in table.items():
-    print(f"{name:28}{size:5.2f}{spread:8.2f}{kind:8.0%}{colour:8.0%}{view:6.0%}")
+print(f"{MANY * 4} samples for each row    size  spread    kind  colour    view")
+for name, (size, spread, *right) in table.items():
+    print(f"{name:27}{size:5.2f}{spread:8.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
 sweep = [(float(name[4:]), values) for name, values in table.items() if "σ" not in name]
 fig, ax = plt.subplots(figsize=(6.6, 3.2))
 names = ("size", "spread", "kind right", "colour right", "view right")
@@ -440,7 +447,7 @@ TEXT: guidance.
 # %% tags=["break-it"]
 trip = {}
 for scale in (1.0, SCALE, 7.5):
-    denoise = prior.denoiser(PROMPTS if pocket else "", scale=scale)
+    denoise = prior.denoiser(PROMPTS, scale=scale)
     for steps in LADDER:
         levels = grids["even in t"](steps)
         *_, top = invert(denoise, y, levels, "heun")
@@ -481,6 +488,7 @@ Three rows of samples follow, and a fourth row without any sampling, the mean sh
 **Predict** each row's left end (λ = 0.1) and right end (λ = 10).
 """
 
+
 # %%
 def blurred(images, cells):
     """Pictures seen through `cells` × `cells` pixels."""
@@ -489,7 +497,7 @@ def blurred(images, cells):
 
 STEPS = pick(smoke=4, laptop=25, gpu=25)
 SIGMAS = prior.sigmas(STEPS)
-UNGUIDED = prior.denoiser(PROMPTS[0] if pocket else "", scale=1.0)
+UNGUIDED = prior.denoiser(PROMPTS[0], scale=1.0)
 
 
 @torch.no_grad()
@@ -537,7 +545,11 @@ The paper shows what $\lambda$ does on three pictures from the course of an opti
 """
 
 # %%
-qualities = {"early": blurred(truth[:1], pick(smoke=4, laptop=6)), "middle": blurred(truth[:1], pick(smoke=8, laptop=16)), "late": truth[:1]}
+qualities = {
+    "early": blurred(truth[:1], pick(smoke=4, laptop=6)),
+    "middle": blurred(truth[:1], pick(smoke=8, laptop=16)),
+    "late": truth[:1],
+}
 with torch.no_grad():
     states = {name: prior.encode(picture) for name, picture in qualities.items()}
 
@@ -548,8 +560,8 @@ def training_step(sigma):
 
 
 blocks = {
-    "paper, t = σ²": [("paper", λ / math.sqrt(2), {}) for λ in (1e-2, 10, 1e3)],
-    "paper, t = step": [("paper", λ, {"clock": training_step}) for λ in (1e-2, 10, 1e3)],
+    "t = σ²": [("paper", λ / math.sqrt(2), {}) for λ in (1e-2, 10, 1e3)],
+    "t = step": [("paper", λ, {"clock": training_step}) for λ in (1e-2, 10, 1e3)],
     "exact": [("exact", λ, {}) for λ in (0.3, 1.0, 3.0)],
 }
 headings = (("0.01", "10", "1000"), ("0.01", "10", "1000"), ("0.3", "1", "3"))
@@ -559,35 +571,28 @@ for block, row in tqdm(blocks.items(), leave=False):
         for j, (kind, bandwidth, options) in enumerate(row):
             grid6[block, name, j] = near(x, bandwidth, kind, [0, 1, 2, 3], **options)
 
+
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
-edge = SIDE + max(2, SIDE // 32)
-for ax, block, heads in zip(axes, blocks, headings, strict=True):
-    sheet = torch.ones(3, 2 * edge * 3 + 2 * edge // 4, 2 * edge * 3 + 2 * edge // 4)
-    for i, name in enumerate(states):
-        for j in range(3):
-            with torch.no_grad():
-                four = prior.decode(grid6[block, name, j]).float().cpu()
-            for k in range(4):
-                top, left = (2 * edge + edge // 4) * i + edge * (k // 2), (2 * edge + edge // 4) * j + edge * (k % 2)
-                sheet[:, top : top + SIDE, left : left + SIDE] = four[k]
-    ax.imshow(sheet.permute(1, 2, 0), interpolation="antialiased")
-    places = [(2 * edge + edge // 4) * i + edge for i in range(3)]
-    ax.set(title=block)
-    ax.set_xticks(places, [f"λ = {h}" for h in heads])
-    ax.set_yticks(places, list(states) if block == "paper, t = σ²" else ["", "", ""], rotation=90, va="center")
-    ax.tick_params(length=0, labelsize=8)
-    ax.spines[:].set_visible(False)
+def mosaic(four):
+    """Four latents as one picture (3, 2·SIDE, 2·SIDE)."""
+    with torch.no_grad():
+        a, b, c, e = prior.decode(four)
+    return torch.cat([torch.cat([a, b], 2), torch.cat([c, e], 2)], 1)
+
+
+cells = [[mosaic(grid6[block, name, j]) for block in blocks for j in range(3)] for name in states]
+columns = [f"{block}\nλ = {h}" for block, heads in zip(blocks, headings, strict=True) for h in heads]
+fig = figures.gallery(torch.stack([torch.stack(row) for row in cells]), list(states), columns, width=8.2)
 figures.show(
     fig,
-    alt="Figure 6 of the paper on this model: bandwidth across, state of the picture from early to late down, four seeds in each cell; the paper's sampler with time read as σ², "
-    "as training step, and the exact sampler at bandwidths 0.3, 1 and 3.",
+    alt="Figure 6 of the paper on this model: state of the picture from early to late down, bandwidth across, four seeds in each cell; the paper's sampler with time read as σ² "
+    "and as training step, and the exact sampler at bandwidths 0.3, 1 and 3.",
 )
 
 # %%
 print("spread over seeds / distance to x, in latent units")
 print(f"{'':18}" + "".join(f"{name:^33}" for name in states))
-for block, heads in zip(blocks, headings, strict=True):
+for block in blocks:
     cells = []
     for name, x in states.items():
         for j in range(3):
@@ -686,16 +691,22 @@ def identities(denoise, x, bandwidth, seed=6):
         stack = x.expand(DRAWS, *x.shape)
         *_, y = sample_product(denoise, stack, bandwidth, FINER, "exact", generator=generator)
     variance = y.var(0).mean().item()
-    return rms(y.mean(0) - call), math.sqrt(variance / DRAWS), variance, bandwidth**2 * trace.mean().item(), rms(call - x)
+    return (
+        rms(y.mean(0) - call),
+        math.sqrt(variance / DRAWS),
+        variance,
+        bandwidth**2 * trace.mean().item(),
+        rms(call - x),
+    )
 
 
 latent = prior.encode(truth).detach()
 measured = {}
 for bandwidth in tqdm(SCAN, leave=False):
-    for scale in (1.0, SCALE):
-        denoise = prior.denoiser(PROMPTS if pocket else "", scale=scale)
-        measured["clean", scale, bandwidth] = identities(denoise, latent, bandwidth)
-        measured["noisy", scale, bandwidth] = identities(denoise, latent + bandwidth * noise(4, seed=12), bandwidth)
+    denoise, strong = (prior.denoiser(PROMPTS, scale=s) for s in (1.0, SCALE))
+    measured["clean", 1.0, bandwidth] = identities(denoise, latent, bandwidth)
+    measured["noisy", 1.0, bandwidth] = identities(denoise, latent + bandwidth * noise(4, seed=12), bandwidth)
+    measured["clean", SCALE, bandwidth] = identities(strong, latent, bandwidth)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.0))
@@ -705,7 +716,9 @@ for i, kind in enumerate(("clean", "noisy")):
     axes[0].loglog(SCAN, rows[:, 0] / rows[:, 4], linestyle="-", label=f"{kind} x", **look)
     axes[0].loglog(SCAN, rows[:, 1] / rows[:, 4], linestyle=":", linewidth=1, **look | {"marker": ""})
     axes[i + 1].loglog(SCAN, rows[:, 2].clamp(min=1e-5), linestyle="-", label="variance of draws", **look)
-    axes[i + 1].loglog(SCAN, rows[:, 3].clamp(min=1e-5), linestyle="--", label="λ² tr J / d", **look | {"markerfacecolor": "white"})
+    axes[i + 1].loglog(
+        SCAN, rows[:, 3].clamp(min=1e-5), linestyle="--", label="λ² tr J / d", **look | {"markerfacecolor": "white"}
+    )
     axes[i + 1].set(title=f"{kind} x: both sides of Cov", xlabel="bandwidth λ")
     axes[i + 1].legend(fontsize=8)
 axes[0].plot([], [], color="0.4", linestyle=":", linewidth=1, label="chance alone")
@@ -734,7 +747,7 @@ So here is a small preview of chapter 09, without any image generator: optimise 
 """
 
 # %%
-RUNS, ROUNDS = pick(smoke=1, laptop=6, gpu=2), pick(smoke=3, laptop=40)
+RUNS, ROUNDS = pick(smoke=1, laptop=4, gpu=2), pick(smoke=3, laptop=40)
 FALL = geometric(8.0, 0.1)
 FEW = prior.sigmas(pick(smoke=3, laptop=10))
 METHODS = {
@@ -757,10 +770,10 @@ for name, method in tqdm(METHODS.items(), leave=False):
     results[name] = (x.detach(), last.calls)
 
 # %%
-print(f"{ROUNDS} steps from grey, s = {SCALE:g}   calls   size   kind  colour   view")
+print(f"{ROUNDS} steps from grey, s = {SCALE:g}   calls   size    kind  colour    view")
 for name, (x, calls) in results.items():
-    kind, colour, view = obedience(x.unflatten(0, (RUNS, 4))).tolist()
-    print(f"{name:26}{calls:11}{rms(x):7.2f}{kind:7.0%}{colour:8.0%}{view:7.0%}")
+    right = obedience(x.unflatten(0, (RUNS, 4))).tolist()
+    print(f"{name:26}{calls:9}{rms(x):7.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
 with torch.no_grad():
     sheet = torch.stack([prior.decode(x[:8]) if len(x) >= 8 else prior.decode(x) for x, _ in results.values()])
 fig = figures.gallery(sheet, list(results), width=6.8)
