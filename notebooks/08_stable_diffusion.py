@@ -107,6 +107,7 @@ def pictures():
     return torch.cat(photographs).to(device)
 
 
+# %%
 def noise(*batch, seed=0):
     """Unit noise (*batch, 4, h, w), the same on every machine."""
     return torch.randn(*batch, *prior.shape, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -700,6 +701,7 @@ def identities(denoise, x, bandwidth, seed=6):
     )
 
 
+# %%
 latent = prior.encode(truth).detach()
 measured = {}
 for bandwidth in tqdm(SCAN, leave=False):

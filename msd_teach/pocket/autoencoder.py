@@ -16,7 +16,7 @@ from .training import Plan, Trained, device_of, fit, save_sheet
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PLAN = Plan(steps=13_000, batch=4, rate=1.2e-3)
+PLAN = Plan(steps=10_000, batch=4, rate=1.2e-3)
 RENDERS = 32_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
 KL_WEIGHT = 1e-6

@@ -19,7 +19,7 @@ from .world import COLOURS, KINDS, VIEWS, WORDS, Prompt
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
-PLAN = Plan(steps=6000, batch=96, rate=1e-3)
+PLAN = Plan(steps=4000, batch=96, rate=1e-3)
 RENDERS = 32_000
 LENGTH = 16  # tokens of a caption, with start, end and padding
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -133,9 +133,12 @@ def text_features(network: CLIPModel, ids: Tensor) -> Tensor:
 
 
 def zero_shot(network: CLIPModel, tokenizer: CLIPTokenizer, x: Tensor) -> Tensor:
-    """Kind, colour and view (N, 3) of pictures, by the nearest of all captions "a COLOUR KIND, VIEW view"."""
-    choices = list(itertools.product(KINDS, COLOURS, VIEWS))
-    captions = [str(Prompt(kind, colour, view)) for kind, colour, view in choices]
+    """Kind, colour and view (N, 3) of pictures, by the nearest of all captions "a [small] COLOUR KIND, VIEW view".
+
+    Both sizes are among them, since a caption without "small" is false of a small object.
+    """
+    choices = list(itertools.product(KINDS, COLOURS, VIEWS, (False, True)))
+    captions = [str(Prompt(kind, colour, view, small)) for kind, colour, view, small in choices]
     best = (picture_features(network, x) @ text_features(network, tokens(tokenizer, captions)).T).argmax(1)
-    shape = (len(KINDS), len(COLOURS), len(VIEWS))
-    return torch.stack(torch.unravel_index(best, shape), 1)
+    shape = (len(KINDS), len(COLOURS), len(VIEWS), 2)
+    return torch.stack(torch.unravel_index(best, shape)[:3], 1)

@@ -70,7 +70,7 @@ def autoencoder_figures(autoencoder: AutoencoderKL, judge: Judge | None, data: R
 
 
 def clip_figures(clip: CLIPModel, tokenizer: CLIPTokenizer, data: Renders) -> Figures:
-    """Zero-shot accuracy on held-out renders, over all captions "a COLOUR KIND, VIEW view"."""
+    """Zero-shot accuracy on held-out renders, over all captions "a [small] COLOUR KIND, VIEW view"."""
     found = zero_shot(clip, tokenizer, data.pixels(torch.arange(len(data.kind))))
     return agreement(found, labels(data), data.border)
 

@@ -15,7 +15,7 @@ from .data import labels, load_renders
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS
 
-PLAN = Plan(steps=4000, batch=64, rate=2e-3)
+PLAN = Plan(steps=3000, batch=64, rate=2e-3)
 RENDERS = 8000
 
 
