@@ -113,6 +113,12 @@ def noise(*batch, seed=0):
     return torch.randn(*batch, *prior.shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
+def encode(images):
+    """Latents of pictures, drawn from the autoencoder's posterior as in training, always with the same noise."""
+    with torch.no_grad():
+        return prior.encode(images, torch.Generator().manual_seed(9))
+
+
 def rms(x):
     return x.float().square().mean().sqrt().item()
 
@@ -193,10 +199,10 @@ So $\sigma$ and $\lambda$ have a unit: *standard deviations of a latent*. The to
 # %%
 truth = pictures()
 with torch.no_grad():
-    y = prior.encode(truth)
+    y = encode(truth)
     back = prior.decode(y)
-    latent = (y[:, :3] - y[:, :3].amin((2, 3), keepdim=True)) / (
-        y[:, :3].amax((2, 3), keepdim=True) - y[:, :3].amin((2, 3), keepdim=True)
+    latent = (y[:, 1:] - y[:, 1:].amin((2, 3), keepdim=True)) / (
+        y[:, 1:].amax((2, 3), keepdim=True) - y[:, 1:].amin((2, 3), keepdim=True)
     )
 shown = interpolate(latent, SIDE, mode="nearest")
 levels = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -219,7 +225,7 @@ figures.show(
 )
 
 # %%
-fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels])
+fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels], width=5.2)
 figures.show(
     fig,
     alt="One picture under noise of standard deviation 0.03 to 10 in latent space, decoded, above the decoded answer of the denoiser. "
@@ -232,7 +238,7 @@ print(
 
 # %% [markdown]
 r"""
-TEXT: noise level.
+What the autoencoder loses, thin lines and speckles along edges, no sampler can bring back: it is the ceiling of everything below. What it does with its latents is its own business. (In the pocket model one channel of the four ended up unused: the encoder puts noise of unit variance there, and the decoder ignores it. With a KL weight of $10^{-6}$ nothing forces a channel to carry anything. It is left out of the picture above, and it is why this chapter draws latents from the encoder's posterior, as training did, instead of taking its mean: a channel full of zeros where the UNet has only ever seen noise would be an input of its own kind.)
 
 Between σ = 0.3 and 3 lies everything that a sampler decides. Below it moves texture, and above it does not know yet what it is looking at. Chapter 06 annealed λ from 0.316 to 0.003 on densities of size 0.5; those numbers are now meaningless. A bandwidth worth annealing from is one at which $D(x; \lambda)$ still changes the object, and one to stop at leaves the picture as it is.
 
@@ -268,7 +274,7 @@ chosen = [round(i * (len(path) - 1) / 7) for i in range(8)]
 with torch.no_grad():
     state = torch.cat([prior.decode(path[i] / (1 + sigmas[i] ** 2).sqrt().item()) for i in chosen])
     answer = torch.cat([prior.decode(denoise(path[i], sigmas[i].item())) for i in chosen])
-fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen])
+fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen], width=6.0)
 figures.show(
     fig,
     alt="One guided sample on its way: eight noise levels from 14 down to 0.03, the decoded state above the decoded answer of the denoiser, "
@@ -317,7 +323,9 @@ figures.show(
 
 # %% [markdown]
 r"""
-TEXT: solver.
+Euler's error halves when the calls double: first order, chapter 02's law, on a network. Thirty to fifty steps end 0.1 to 0.15 away from the solution, a tenth of the data's size; the object is the same and its details are not. Heun is no better at 5 or 10 calls, where its steps are too coarse for its order to show, and about six times better at 40. Guidance costs accuracy only at the coarse end, and the grid matters little.
+
+None of this says that the exact end is the *better picture*. It says that two samplers that disagree in details are not two models.
 
 ## Prompts, and what the scale does
 
@@ -366,7 +374,7 @@ def draw(prompts, scale, n, steps=None, **options):
 
 def scene(kind, colour, seed, guidance):
     y = draw(f"a photo of a {colour} {kind}", guidance, noise(1, seed=20 + seed))
-    return figures.gallery(prior.decode(y)[None], width=1.5)
+    return figures.gallery(prior.decode(y)[None], width=1.2)
 
 
 explore(
@@ -420,14 +428,15 @@ print(f"{MANY * 4} samples for each row    size  spread    kind  colour    view"
 for name, (size, spread, *right) in table.items():
     print(f"{name:27}{size:5.2f}{spread:8.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
 sweep = [(float(name[4:]), values) for name, values in table.items() if "σ" not in name]
-fig, ax = plt.subplots(figsize=(6.6, 3.2))
-names = ("size", "spread", "kind right", "colour right", "view right")
-for i, label in enumerate(names[: 5 if pocket else 2]):
-    look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "linestyle": figures.LINES[i]}
-    ax.plot([s for s, _ in sweep], [values[i] for _, values in sweep], label=label, **look)
-ax.axvline(1, color="0.8", linewidth=0.8, linestyle="-")
-ax.set(xlabel="guidance scale s", ylim=(0, None))
-ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+fig, axes = plt.subplots(1, 2 if pocket else 1, figsize=(6.8 if pocket else 4, 2.8), squeeze=False)
+panels = {"latents": ("size", "spread"), "obedience": ("kind right", "colour right", "view right")}
+for ax, (title, names), first in zip(axes.flat, panels.items(), (0, 2), strict=False):
+    for i, label in enumerate(names, first):
+        look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "linestyle": figures.LINES[i]}
+        ax.plot([s for s, _ in sweep], [values[i] for _, values in sweep], label=label, **look)
+    ax.axvline(1, color="0.8", linewidth=0.8, linestyle="-")
+    ax.set(title=title, xlabel="guidance scale s", ylim=(0, None))
+    ax.legend(fontsize=9, loc="lower right")
 figures.show(
     fig,
     alt="Size and spread of drawn latents, and for the pocket model the shares of right kinds, colours and views, against the guidance scale. "
@@ -436,7 +445,11 @@ figures.show(
 
 # %% [markdown]
 r"""
-TEXT: guidance.
+GUIDANCE-NUMBERS
+
+Obedience is what users pay for, and the kind needs little guidance, the view a lot. The price is in the left panel: latents grow beyond the size of the data, which the decoder shows as harder contrast. The last three rows say *where* the payment is due. Guiding in the middle third alone buys nearly all the obedience, with less growth, and a third of the steps at double price instead of all of them.
+
+> **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. On this page the two differ by less than their neighbours in the table do; the book uses $s$ throughout.
 
 ## Inversion, and what guidance does to it
 
@@ -463,11 +476,11 @@ for scale in dict.fromkeys((1.0, SCALE, 7.5)):
 # %%
 ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[1], LADDER[-1])]
 with torch.no_grad():
-    rows = [prior.decode(y), *(prior.decode(trip[key][2]) for key in ups)]
-fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)], width=6.8)
+    rows = [prior.decode(y)[[0, 3]], *(prior.decode(trip[key][2][[0, 3]]) for key in ups)]
+fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)], width=5.6)
 figures.show(
     fig,
-    alt="Four pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
+    alt="Two pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
     "many steps. Without guidance they return; with guidance few steps distort them.",
 )
 
@@ -478,7 +491,9 @@ assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
 
 # %% [markdown]
 r"""
-TEXT: inversion.
+Without guidance the round trip closes, and faster than Heun's order promises: the leading errors of the way up and the way down cancel, as in chapter 02. With guidance it closes too, given enough steps, since it is one ODE in both directions. But look at the norm at the top. Guided inversion ends in noise that is too long, at $s = 7.5$ by half, and at few steps the way down goes astray. *Reversible is not the same as typical.* A point that comes back to its picture need not be a point that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been.
+
+That is why the paper's centre is inverted without guidance in this book, a choice that its text leaves open.
 
 ## The product density of a text-to-image model
 
@@ -516,7 +531,7 @@ def near(x, bandwidth, kind, seeds, scale=SCALE, **options):
 
 
 with torch.no_grad():
-    x = prior.encode(blurred(truth[:1], 10))
+    x = encode(blurred(truth[:1], 10))
 BANDWIDTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 rows = {kind: [near(x, λ, kind, [0])[0] for λ in BANDWIDTHS] for kind in ("exact", "sum", "paper")}
 with torch.no_grad():
@@ -525,7 +540,7 @@ with torch.no_grad():
 
 # %%
 names = ("exact", "sum, centre x", "sum, inverted", "one call D(x; λ)")
-fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)], width=6.2)
+fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)], width=5.2)
 figures.show(
     fig,
     alt="Samples near a blurred picture for bandwidths 0.1 to 10: exact product sampler, sum of scores centred on x, on the inverted path, and the single call of the "
@@ -534,7 +549,9 @@ figures.show(
 
 # %% [markdown]
 r"""
-TEXT: product.
+Read the columns first. At $\lambda = 0.1$ all four rows return $x$. At $\lambda = 10$ the three samplers have forgotten it and draw some house; the last row shows what a single call says there, the mean of all houses, or what this network takes for it.
+
+Between them the rows differ as chapters 04 and 05 said they would. The exact sampler repairs the picture with a *different* plausible detail in every draw. The sum centred on $x$ has had nearly all its randomness taken away at the noisy end: it draws one smooth, simplified house. And the inverted centre, the paper's, holds on to $x$ longest, up to a bandwidth of 1, and then exaggerates, because the centre was found by one flow and the model's step is made by another, the guided one.
 
 > **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is. For $t = \sigma^2$, with the paper's kernel, the step is the exact flow and $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. For $t$ = training step it leaves $e^{-999/100} = 5\cdot10^{-5}$. The first and the third value mean "all" and "nothing" on any clock.
 
@@ -552,7 +569,7 @@ qualities = {
     "late": truth[:1],
 }
 with torch.no_grad():
-    states = {name: prior.encode(picture) for name, picture in qualities.items()}
+    states = {name: encode(picture) for name, picture in qualities.items()}
 
 
 def training_step(sigma):
@@ -583,7 +600,7 @@ def mosaic(four):
 
 cells = [[mosaic(grid6[block, name, j]) for block in blocks for j in range(3)] for name in states]
 columns = [f"{block}\nλ = {h}" for block, heads in zip(blocks, headings, strict=True) for h in heads]
-fig = figures.gallery(torch.stack([torch.stack(row) for row in cells]), list(states), columns, width=8.2)
+fig = figures.gallery(torch.stack([torch.stack(row) for row in cells]), list(states), columns, width=7.0)
 figures.show(
     fig,
     alt="Figure 6 of the paper on this model: state of the picture from early to late down, bandwidth across, four seeds in each cell; the paper's sampler with time read as σ² "
@@ -603,7 +620,9 @@ for block in blocks:
 
 # %% [markdown]
 r"""
-TEXT: fig6.
+On the clock $t = \sigma^2$ the middle column is different from both neighbours in every row: the early blob becomes a house in the place and the size of the blob, the middle one gets sharper, the finished one stays. On the training-step clock the paper's $\lambda_2 = 10$ is the same as its $\lambda_1$: the sampler hands back what it was given. The paper describes its middle column as an intermediate state. So, on this model, its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. That is an inference from behaviour, not a proof.
+
+Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves farther than the late one.
 
 ### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
 
@@ -702,7 +721,7 @@ def identities(denoise, x, bandwidth, seed=6):
 
 
 # %%
-latent = prior.encode(truth).detach()
+latent = encode(truth)
 measured = {}
 for bandwidth in tqdm(SCAN, leave=False):
     denoise, strong = (prior.denoiser(PROMPTS, scale=s) for s in (1.0, SCALE))
@@ -711,19 +730,19 @@ for bandwidth in tqdm(SCAN, leave=False):
     measured["clean", SCALE, bandwidth] = identities(strong, latent, bandwidth)
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.0))
+fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), width_ratios=(1.15, 1, 1))
 for i, kind in enumerate(("clean", "noisy")):
-    rows = torch.tensor([measured[kind, 1.0, λ] for λ in SCAN], dtype=torch.float64)
+    gap, chance, variance, trace, shift = torch.tensor([measured[kind, 1.0, λ] for λ in SCAN], dtype=torch.float64).T
     look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i]}
-    axes[0].loglog(SCAN, rows[:, 0] / rows[:, 4], linestyle="-", label=f"{kind} x", **look)
-    axes[0].loglog(SCAN, rows[:, 1] / rows[:, 4], linestyle=":", linewidth=1, **look | {"marker": ""})
-    axes[i + 1].loglog(SCAN, rows[:, 2].clamp(min=1e-5), linestyle="-", label="variance of draws", **look)
-    axes[i + 1].loglog(
-        SCAN, rows[:, 3].clamp(min=1e-5), linestyle="--", label="λ² tr J / d", **look | {"markerfacecolor": "white"}
-    )
-    axes[i + 1].set(title=f"{kind} x: both sides of Cov", xlabel="bandwidth λ")
+    squares = torch.tensor(SCAN, dtype=torch.float64) ** 2
+    axes[0].loglog(SCAN, gap / shift, linestyle="-", label=f"{kind} x", **look)
+    axes[0].loglog(SCAN, chance / shift, linestyle=":", linewidth=1.2, color=look["color"])
+    axes[i + 1].semilogx(SCAN, variance / squares, linestyle="-", label="variance of draws / λ²", **look)
+    axes[i + 1].semilogx(SCAN, trace / squares, linestyle="--", label="tr J / d", **look | {"markerfacecolor": "white"})
+    axes[i + 1].axhline(0, color="0.75", linewidth=0.8, linestyle="-")
+    axes[i + 1].set(title=f"{kind} x", xlabel="bandwidth λ")
     axes[i + 1].legend(fontsize=8)
-axes[0].plot([], [], color="0.4", linestyle=":", linewidth=1, label="chance alone")
+axes[0].plot([], [], color="0.4", linestyle=":", linewidth=1.2, label="chance alone")
 axes[0].set(title="|mean of draws − D| / |D − x|", xlabel="bandwidth λ")
 axes[0].legend(fontsize=8)
 figures.show(
@@ -739,7 +758,7 @@ for (kind, scale, λ), (gap, chance, variance, trace, shift) in measured.items()
 
 # %% [markdown]
 r"""
-TEXT: ood.
+OOD-NUMBERS
 
 ## Which variant to expect to win
 
@@ -760,7 +779,7 @@ METHODS = {
     "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=prior.denoiser("", scale=1.0)),
 }
 with torch.no_grad():
-    grey = prior.encode(torch.full((1, 3, SIDE, SIDE), 0.6, device=device))
+    grey = encode(torch.full((1, 3, SIDE, SIDE), 0.6, device=device))
 prompts = PROMPTS * RUNS
 results = {}
 for name, method in tqdm(METHODS.items(), leave=False):
@@ -777,8 +796,8 @@ for name, (x, calls) in results.items():
     right = obedience(x.unflatten(0, (RUNS, 4))).tolist()
     print(f"{name:26}{calls:9}{rms(x):7.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
 with torch.no_grad():
-    sheet = torch.stack([prior.decode(x[:8]) if len(x) >= 8 else prior.decode(x) for x, _ in results.values()])
-fig = figures.gallery(sheet, list(results), width=6.8)
+    sheet = torch.stack([prior.decode(x[:4]) for x, _ in results.values()])
+fig = figures.gallery(sheet, list(results), width=4.2)
 figures.show(
     fig,
     alt="Latents optimised from grey for four prompts, one row for each method: SDS, SDS annealed, mean shift, mean-shift distillation with the exact sampler, and with the sum of scores centred on the inverted path.",
@@ -786,7 +805,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-TEXT: variants.
+VARIANT-NUMBERS
 
 ## Three lines to the real model
 
@@ -807,9 +826,13 @@ The paper's figure has three states of one optimisation, at the iterations 100, 
 r"""
 ## Take-aways
 
-- TEXT
+- $z = z_t\sqrt{1+\sigma^2}$ and $D = z - \sigma\varepsilon$: with these two lines a stock Stable Diffusion is a denoiser like any other, and our Euler steps are its DDIM to seven digits.
+- On latents a bandwidth has a unit, the deviation of the data. Annealing happens between about 3 and 0.1.
+- Guidance buys obedience with size; most of it in the middle third of the noise levels. Guided inversion returns, by way of points that no sampler visits.
+- The paper's bandwidths mean what its text says with $t = \sigma^2$, and not with $t$ the training step. That $z_0 \approx x$ at a small λ holds for any $x$, and is no sign of convergence.
+- $\mathbb E_q[y] = D$ and $\operatorname{Cov}_q = \lambda^2\,\partial D/\partial x$ test a network without a referee. On noisy inputs this one passes. On clean inputs it fails from $\lambda \approx 1$ on, to the point of a negative "variance".
 
 ## What's next
 
-TEXT: next.
+Chapter 09 puts a `render` in front of the latents: pixels, coordinate networks, hash grids, and with them the methods of chapter 03 at work on images from a prompt. The verdict of this chapter's last table is the hypothesis that it starts from.
 """

@@ -80,11 +80,15 @@ def reconstruct(network: AutoencoderKL, x: Tensor) -> Tensor:
 def standardise(network: AutoencoderKL, x: Tensor) -> None:
     """Shift and scale each latent channel to mean 0 and standard deviation 1/0.18215, and undo it in the decoder.
 
-    Done once, in the 1x1 convolutions beside the latent: pictures stay the same, and the factor that code for
-    Stable Diffusion multiplies with gives unit variance here too.
+    The deviation is that of draws from the posterior, which the UNet learns: in a channel that the autoencoder leaves
+    unused the means hardly vary, and would be blown up with the noise around them. Done once, in the 1x1 convolutions
+    beside the latent: pictures stay the same, and the factor that code for Stable Diffusion multiplies with gives unit
+    variance here too.
     """
-    z = torch.cat([network.encode(part).latent_dist.mode() for part in x.to(device_of(network)).split(50)])
-    mean, scale = z.mean((0, 2, 3)), SCALING_FACTOR * z.std((0, 2, 3))
+    posteriors = [network.encode(part).latent_dist for part in x.to(device_of(network)).split(50)]
+    z, noise = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+    mean = z.mean((0, 2, 3))
+    scale = SCALING_FACTOR * (z.var((0, 2, 3)) + noise.square().mean((0, 2, 3))).sqrt()
     into, out = network.quant_conv, network.post_quant_conv
     assert into is not None and out is not None
     assert into.bias is not None and out.bias is not None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 SAMPLE_SEED = 9_000_000  # prompts of the judged samples: no split of the renders starts from it
 PILOT_SEED = 9_500_000  # prompts and noise by which the guidance of the Fréchet distance is chosen
-PILOT = 500
+PILOT = 250
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 CLEAR = 10.0  # degrees from the borders between view words at which a view counts as clear
 BARS = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
 
-PLAN = Plan(steps=11_000, batch=32, rate=1e-3)
+PLAN = Plan(steps=10_000, batch=32, rate=1e-3)
 RENDERS = 32_000
 DROPOUT = 0.1  # share of captions replaced by the empty one, for guidance
 SNR_BOUND = 5.0
