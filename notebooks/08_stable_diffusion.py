@@ -55,7 +55,7 @@ r"""
 
 A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022ldm` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
 
-Which model is up to you. By default it is a *pocket model* with exactly this anatomy, some 6 MB a network, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either.
+Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 17 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either.
 """
 
 # %%
@@ -390,9 +390,9 @@ explore(
 
 # %% [markdown]
 r"""
-Anecdotes. Now numbers, over many seeds. Three can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1), their **spread** (the root mean square deviation among samples of one prompt), and the calls. And the pocket model allows a fourth, since its world is known: **obedience**, the share of samples in which a classifier that shares nothing with the model sees the kind, the colour and the view of the prompt.
+Anecdotes. Now numbers, over many seeds. Two can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1) and their **spread** (the root mean square deviation among samples of one prompt). The pocket model allows a third, since its world is known: **obedience**, the shares of samples in which a classifier that has nothing in common with the model sees the kind, the colour and the view of the prompt.
 
-**Predict** the order of four curves against $s$: which rise, which fall, which has a maximum? Then the last three rows: guidance switched on in one third of the noise levels only (Kynkäänniemi et al. {cite}`kynkaanniemi2024interval` do it in the middle).
+**Predict** how each of them goes with $s$: which rise, which fall, which has a maximum? Then the last three rows of the table: guidance switched on in one range of noise levels only (Kynkäänniemi et al. {cite}`kynkaanniemi2024interval` do it in the middle).
 """
 
 # %%
@@ -447,7 +447,7 @@ figures.show(
 r"""
 GUIDANCE-NUMBERS
 
-Obedience is what users pay for, and the kind needs little guidance, the view a lot. The price is in the left panel: latents grow beyond the size of the data, which the decoder shows as harder contrast. The last three rows say *where* the payment is due. Guiding in the middle third alone buys nearly all the obedience, with less growth, and a third of the steps at double price instead of all of them.
+Obedience is what users pay for, and the kind needs little guidance, the view a lot. The price is in the left panel: latents grow beyond the size of the data, which the decoder shows as harder contrast. The last three rows say *where* the payment is due. Guiding in the middle range alone buys nearly all the obedience, with less growth, and at double price for half of the steps instead of all.
 
 > **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. On this page the two differ by less than their neighbours in the table do; the book uses $s$ throughout.
 
@@ -557,7 +557,7 @@ Between them the rows differ as chapters 04 and 05 said they would. The exact sa
 
 ## Figure 6, with a unit
 
-The paper shows what $\lambda$ does on three pictures from the course of an optimisation. We let a blur stand in for the state of the optimisation, from the first (10 × 10 pixels' worth of information) to a finished picture, and draw four seeds in every cell: with the paper's sampler and numbers on both clocks, and with the exact sampler at three bandwidths that mean something here.
+The paper shows what $\lambda$ does on three pictures from the course of an optimisation. We let a blur stand in for the state of the optimisation, from a smear of 6 × 6 cells over one of 16 × 16 to the finished picture, and draw four seeds in every cell: with the paper's sampler and numbers on both clocks, and with the exact sampler at three bandwidths that mean something here.
 
 **Predict.** On which clock will the middle column look different from both of its neighbours?
 """
