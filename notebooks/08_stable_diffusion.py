@@ -12,7 +12,7 @@ r"""
 
 You will put a text-to-image model behind the interface of chapter 02, sample and invert it with the functions of chapters 02 to 05, draw from its product density, and measure what none of the toy chapters could: how far a large network strays from being a posterior mean.
 
-*Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* not yet measured. *Before this:* chapters 02, 04 and 05; chapter 07 for the last third.
+*Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* about ten minutes of computing on one CPU core, two hours of reading and exercises; on a GPU not yet measured. *Before this:* chapters 02, 04 and 05; chapter 07 for the last third.
 """
 
 # %% [markdown]
@@ -55,7 +55,7 @@ r"""
 
 A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022ldm` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
 
-Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 17 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either.
+Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 17 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either; the numbers in the text are the pocket model's.
 """
 
 # %%
@@ -323,7 +323,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Euler's error halves when the calls double: first order, chapter 02's law, on a network. Thirty to fifty steps end 0.1 to 0.15 away from the solution, a tenth of the data's size; the object is the same and its details are not. Heun is no better at 5 or 10 calls, where its steps are too coarse for its order to show, and about six times better at 40. Guidance costs accuracy only at the coarse end, and the grid matters little.
+Euler's error halves when the calls double: first order, chapter 02's law, on a network. Forty steps end 0.03 away from the solution, with guidance 0.06; the object is the same, and its details are not quite. Heun is *worse* at 5 and 10 calls, where its steps are too coarse for its order to show, draws level between 10 and 20, and wins by two to seven times at 40. Guidance about doubles Euler's error. The grid matters less than the solver, and most to Heun.
 
 None of this says that the exact end is the *better picture*. It says that two samplers that disagree in details are not two models.
 
@@ -440,16 +440,16 @@ for ax, (title, names), first in zip(axes.flat, panels.items(), (0, 2), strict=F
 figures.show(
     fig,
     alt="Size and spread of drawn latents, and for the pocket model the shares of right kinds, colours and views, against the guidance scale. "
-    "Obedience rises steeply and levels off; size grows on and on; spread falls.",
+    "Obedience rises steeply and levels off; size and spread go on growing.",
 )
 
 # %% [markdown]
 r"""
-GUIDANCE-NUMBERS
+Obedience is what users pay for. The kind needs hardly any guidance, the colour a little, the view a lot: 67 per cent at $s = 1$, 97 at 3 (of 64 samples, so give or take 3). The price is in the left panel: latents grow, from the size of the data at $s = 1$ to 1.13 at 3 and 1.28 at 7.5, and the decoder shows it as harder contrast. The spread among samples, which guidance is said to reduce, grows with them; measured against the size it falls once, from 0.84 to 0.78, and then stays.
 
-Obedience is what users pay for, and the kind needs little guidance, the view a lot. The price is in the left panel: latents grow beyond the size of the data, which the decoder shows as harder contrast. The last three rows say *where* the payment is due. Guiding in the middle range alone buys nearly all the obedience, with less growth, and at double price for half of the steps instead of all.
+The last three rows say where all this happens. The growth is made at the noisy end: $\sigma > 3$ alone gives 1.26 of the 1.28. The middle range gives most of the obedience (view 92 per cent) at a size of 1.12, in half of the steps. But so does $s = 3$ everywhere, a little better. For this model a smaller scale is as good a remedy as an interval.
 
-> **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. On this page the two differ by less than their neighbours in the table do; the book uses $s$ throughout.
+> **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. The table above says what such a difference is worth here: nothing in obedience, a few hundredths in size.
 
 ## Inversion, and what guidance does to it
 
@@ -474,14 +474,14 @@ for scale in dict.fromkeys((1.0, SCALE, 7.5)):
     print(f"s = {scale:<4g}{found}")
 
 # %%
-ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[1], LADDER[-1])]
+ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[0], LADDER[-1])]
 with torch.no_grad():
     rows = [prior.decode(y)[[0, 3]], *(prior.decode(trip[key][2][[0, 3]]) for key in ups)]
 fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)], width=5.6)
 figures.show(
     fig,
     alt="Two pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
-    "many steps. Without guidance they return; with guidance few steps distort them.",
+    "many steps. With many all return; with five the guided ones are distorted.",
 )
 
 # %% tags=["check"]
@@ -491,7 +491,7 @@ assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
 
 # %% [markdown]
 r"""
-Without guidance the round trip closes, and faster than Heun's order promises: the leading errors of the way up and the way down cancel, as in chapter 02. With guidance it closes too, given enough steps, since it is one ODE in both directions. But look at the norm at the top. Guided inversion ends in noise that is too long, at $s = 7.5$ by half, and at few steps the way down goes astray. *Reversible is not the same as typical.* A point that comes back to its picture need not be a point that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been.
+Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; at five it does not. But look at the norm at the top. Chance makes $|n|/\sqrt d$ deviate from 1 by $1/\sqrt{2d}$, two per cent here. Unguided inversion ends within that, or a little short of it. Guided inversion ends in noise that is too long, by 12 per cent at $s = 3$ and by 79 at $s = 7.5$: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been.
 
 That is why the paper's centre is inverted without guidance in this book, a choice that its text leaves open.
 
@@ -544,14 +544,14 @@ fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)
 figures.show(
     fig,
     alt="Samples near a blurred picture for bandwidths 0.1 to 10: exact product sampler, sum of scores centred on x, on the inverted path, and the single call of the "
-    "denoiser. At 0.1 all stay near x; at 10 the first three are plain samples, and the single call is a blurry mean.",
+    "denoiser. At 0.1 all stay near x; at 10 the first three draw some house, and the single call is a smear.",
 )
 
 # %% [markdown]
 r"""
-Read the columns first. At $\lambda = 0.1$ all four rows return $x$. At $\lambda = 10$ the three samplers have forgotten it and draw some house; the last row shows what a single call says there, the mean of all houses, or what this network takes for it.
+Read the columns first. At $\lambda = 0.1$ all four rows return $x$. At $\lambda = 10$ the three samplers have all but forgotten it and draw some house; the last row shows what a single call says there, and it is no house, nor a mean of houses.
 
-Between them the rows differ as chapters 04 and 05 said they would. The exact sampler repairs the picture with a *different* plausible detail in every draw. The sum centred on $x$ has had nearly all its randomness taken away at the noisy end: it draws one smooth, simplified house. And the inverted centre, the paper's, holds on to $x$ longest, up to a bandwidth of 1, and then exaggerates, because the centre was found by one flow and the model's step is made by another, the guided one.
+In between the rows differ as chapters 04 and 05 said they would. The exact sampler repairs the picture, with windows and a roof of its own from $\lambda = 1$ on. The sum centred on $x$ has had its randomness taken away at the noisy end, and draws a smooth, simplified house without windows. The inverted centre, the paper's, exaggerates: the centre was found by one flow, and the model's step is made by another, the guided one.
 
 > **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is. For $t = \sigma^2$, with the paper's kernel, the step is the exact flow and $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. For $t$ = training step it leaves $e^{-999/100} = 5\cdot10^{-5}$. The first and the third value mean "all" and "nothing" on any clock.
 
@@ -620,9 +620,9 @@ for block in blocks:
 
 # %% [markdown]
 r"""
-On the clock $t = \sigma^2$ the middle column is different from both neighbours in every row: the early blob becomes a house in the place and the size of the blob, the middle one gets sharper, the finished one stays. On the training-step clock the paper's $\lambda_2 = 10$ is the same as its $\lambda_1$: the sampler hands back what it was given. The paper describes its middle column as an intermediate state. So, on this model, its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. That is an inference from behaviour, not a proof.
+On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear turns red and gets a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So, on this model, its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. That is an inference from behaviour, not a proof.
 
-Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves farther than the late one.
+Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.39 and the late one by 0.21, little more than the spread.
 
 ### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
 
@@ -742,6 +742,7 @@ for i, kind in enumerate(("clean", "noisy")):
     axes[i + 1].axhline(0, color="0.75", linewidth=0.8, linestyle="-")
     axes[i + 1].set(title=f"{kind} x", xlabel="bandwidth λ")
     axes[i + 1].legend(fontsize=8)
+axes[0].tick_params(axis="y", which="minor", labelleft=False)
 axes[0].plot([], [], color="0.4", linestyle=":", linewidth=1.2, label="chance alone")
 axes[0].set(title="|mean of draws − D| / |D − x|", xlabel="bandwidth λ")
 axes[0].legend(fontsize=8)
@@ -758,7 +759,11 @@ for (kind, scale, λ), (gap, chance, variance, trace, shift) in measured.items()
 
 # %% [markdown]
 r"""
-OOD-NUMBERS
+On noisy inputs, the network's home, both identities hold: the two sides of the covariance agree within 7 per cent from $\lambda = 0.3$ to 3, and the mean of the draws is as far from the single call as chance would have it, or half as far again. Nobody trained for that. It comes from being a good denoiser, and it means that the exact product sampler and the single call may be exchanged there.
+
+On clean inputs they hold up to $\lambda \approx 0.3$, and then they break. At $\lambda = 1$ the Jacobian says a variance of 0.02 where the draws have 0.18. At 3 it is *negative*: a pixel of $x$ pushed up lowers the answer at the same place, which no posterior mean does. At 10 the single call lies 3.5 from $x$, when data are of size 1. One need not ask which side errs: an answer three times as long as a datum is wrong by itself. This is the out-of-distribution objection of chapter 07, measured on latents of 1024 dimensions, and it has a threshold. A clean point is a bad question when the noise it should carry would be visible, λ about 1 and more; below that nobody can tell that the noise is missing. Guidance changes little in all this: the rows with $s$ above 1 repeat those without.
+
+In numbers that matter to mean-shift distillation: where is one draw better than one call? At $\lambda = 1$ a draw deviates from its mean by $\sqrt{0.18} = 0.42$, and the call errs by 0.14; it would take about nine draws. At 3 a draw deviates by 0.48 and the call errs by 0.78: a single draw wins. At 10 it is 0.6 against 2.9.
 
 ## Which variant to expect to win
 
@@ -805,7 +810,9 @@ figures.show(
 
 # %% [markdown]
 r"""
-VARIANT-NUMBERS
+The judge is no help: nearly all of these pictures obey, and sixteen a method cannot rank them. The eye and the size can. Annealed SDS, the *control*, makes the cleanest pictures and latents of the size of the data. Its question $D(x + \lambda n; \lambda)$ is a noisy one by construction, at one call. Mean shift and exact MSD, which started from clean questions at $\lambda = 8$, agree on one sand-coloured background for everything, the mark of a wrong first answer that nothing later corrects, and on hard contrast. The sum with an inverted centre costs fifteen times the calls and overdoes the contrast further, until things fall apart.
+
+So the forecast for chapter 09 reads: *ask noisy questions while λ is above 1, by annealed SDS or, at ten times the price, with draws; below that a single clean call, without noise, is right and cheapest.* What chapter 06 found in the plane, that with an exact denoiser mean shift beats everything, holds below the threshold, and only there. Whether it survives an image generator, an Adam and a large model is measured next.
 
 ## Three lines to the real model
 
@@ -815,7 +822,7 @@ denoise = prior.denoiser("A DSLR photo of a hamburger", scale=7.5)
 *_, y = sample(denoise, torch.randn(1, *prior.shape, device="cuda") * prior.sigma_max, prior.sigmas(30), "euler")
 ```
 
-or, for this whole chapter, `MSD_TEACH_MODEL=stable-diffusion make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs some 1.4 TFLOP, against half a GFLOP here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
+or, for this whole chapter, `MSD_TEACH_MODEL=stable-diffusion make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs 1.6 TFLOP, three thousand times as much as here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
 
 ### Open task 8 · Figure 6 on Stable Diffusion
 
@@ -826,11 +833,11 @@ The paper's figure has three states of one optimisation, at the iterations 100, 
 r"""
 ## Take-aways
 
-- $z = z_t\sqrt{1+\sigma^2}$ and $D = z - \sigma\varepsilon$: with these two lines a stock Stable Diffusion is a denoiser like any other, and our Euler steps are its DDIM to seven digits.
+- $z = z_t\sqrt{1+\sigma^2}$ and $D = z - \sigma\varepsilon$: with these two lines a stock Stable Diffusion is a denoiser like any other, and our Euler steps are its DDIM to six digits.
 - On latents a bandwidth has a unit, the deviation of the data. Annealing happens between about 3 and 0.1.
-- Guidance buys obedience with size; most of it in the middle third of the noise levels. Guided inversion returns, by way of points that no sampler visits.
+- Guidance buys obedience with size, and the size is made at the noisy end. Guided inversion returns, by way of points that no sampler visits.
 - The paper's bandwidths mean what its text says with $t = \sigma^2$, and not with $t$ the training step. That $z_0 \approx x$ at a small λ holds for any $x$, and is no sign of convergence.
-- $\mathbb E_q[y] = D$ and $\operatorname{Cov}_q = \lambda^2\,\partial D/\partial x$ test a network without a referee. On noisy inputs this one passes. On clean inputs it fails from $\lambda \approx 1$ on, to the point of a negative "variance".
+- $\mathbb E_q[y] = D$ and $\operatorname{Cov}_q = \lambda^2\,\partial D/\partial x$ test a network without a referee. On noisy inputs this one passes. On clean inputs it fails from $\lambda \approx 1$ on, to the point of a negative "variance": ask noisy questions above that, and clean ones below.
 
 ## What's next
 
