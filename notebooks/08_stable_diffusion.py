@@ -10,7 +10,7 @@
 r"""
 # Use Stable Diffusion as a denoiser
 
-You will put a text-to-image model behind the interface of chapter 02, sample and invert it with the functions of chapters 02 to 05, draw from its product density, and measure what none of the toy chapters could: how far a large network strays from being a posterior mean.
+You will put a text-to-image model behind the interface of chapter 02, sample and invert it with the functions of chapters 02 to 05, draw from its product density, and measure what none of the toy chapters could: how far a network that was trained on pictures strays from being a posterior mean.
 
 *Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* about ten minutes of computing on one CPU core, two hours of reading and exercises; on a GPU not yet measured. *Before this:* chapters 02, 04 and 05; chapter 07 for the last third.
 """
@@ -119,8 +119,18 @@ def encode(images):
         return prior.encode(images, torch.Generator().manual_seed(9))
 
 
-def rms(x):
-    return x.float().square().mean().sqrt().item()
+def live(latents):
+    """Without the channel that the pocket model's autoencoder leaves unused, where all is noise."""
+    return latents[..., 1:, :, :] if pocket else latents
+
+
+def rms(latents):
+    return live(latents).float().square().mean().sqrt().item()
+
+
+def spread(draws):
+    """Root mean square deviation among the draws (N, …)."""
+    return live(draws).var(0).mean().sqrt().item()
 
 
 # %% [markdown]
@@ -165,7 +175,7 @@ assert error < TOLERANCE
 r"""
 ### Exercise 8.1 · A network that predicts v (★, 10 min)
 
-Write `denoise_from_v(z, sigma, v)`: $D(z; \sigma)$ from what a $v$-network returns, without $t$ or $\bar\alpha$ in sight. `sigma` is a number. What becomes of your formula as $\sigma \to \infty$, and what of the one for ε? (The library holds $v$, not ε, where a sampler asks beyond the trained range. This is why.)
+Write `denoise_from_v(z, sigma, v)`: $D(z; \sigma)$ from what a $v$-network returns, without $t$ or $\bar\alpha$ in sight. `sigma` is a number. What becomes of your formula as $\sigma \to \infty$, and what of the one for ε? (It tends to $-v$ and stays bounded, while any error of ε is multiplied by σ. So the library holds $v$, not ε, where a sampler asks beyond the trained range.)
 """
 
 
@@ -191,7 +201,7 @@ r"""
 
 Nothing in this book has depended on what $y$ is, and $y$ is now a latent: the output of the autoencoder's first half, scaled so that its numbers have about unit variance. Eight or four pixels a side shrink to one latent pixel of four channels.
 
-So $\sigma$ and $\lambda$ have a unit: *standard deviations of a latent*. The top rows below show what the autoencoder keeps, the lower rows what a noise level means for one picture: what the decoder makes of $z = y + \sigma n$ (brought back to unit variance), and of the denoiser's answer.
+So $\sigma$ and $\lambda$ have a unit: *the standard deviation of a latent number*. The top rows below show what the autoencoder keeps, the lower rows what a noise level means for one picture: what the decoder makes of $z = y + \sigma n$ (brought back to unit variance), and of the denoiser's answer.
 
 **Predict.** From which $\sigma$ on will the decoded $z$ be unrecognisable to you? And $D(z; \sigma)$, that has read the caption?
 """
@@ -229,7 +239,7 @@ fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:
 figures.show(
     fig,
     alt="One picture under noise of standard deviation 0.03 to 10 in latent space, decoded, above the decoded answer of the denoiser. "
-    "The noisy ones dissolve between 0.3 and 1; the denoiser's answer keeps the object longer and ends in a blur.",
+    "The noisy picture is still seen at 1 and gone at 3; the answer is sharp up to 3, and at 10 a ragged picture of another object of that name.",
 )
 error = 10 * math.log10(1 / (truth - back).square().mean().item())
 print(
@@ -240,7 +250,7 @@ print(
 r"""
 What the autoencoder loses, thin lines and speckles along edges, no sampler can bring back: it is the ceiling of everything below. What it does with its latents is its own business. (In the pocket model one channel of the four ended up unused: the encoder puts noise of unit variance there, and the decoder ignores it. With a KL weight of $10^{-6}$ nothing forces a channel to carry anything. It is left out of the picture above, and it is why this chapter draws latents from the encoder's posterior, as training did, instead of taking its mean: a channel full of zeros where the UNet has only ever seen noise would be an input of its own kind.)
 
-Between σ = 0.3 and 3 lies everything that a sampler decides. Below it moves texture, and above it does not know yet what it is looking at. Chapter 06 annealed λ from 0.316 to 0.003 on densities of size 0.5; those numbers are now meaningless. A bandwidth worth annealing from is one at which $D(x; \lambda)$ still changes the object, and one to stop at leaves the picture as it is.
+Below σ = 0.3 it is texture that is being decided, above 3 layout and colour, in between the shape gets sharp. Chapter 06 annealed λ from 0.316 to 0.003 on densities of size 0.5; here the unit is another. A bandwidth worth annealing from is one at which $D(x; \lambda)$ still changes the object, and one to stop at leaves the picture as it is.
 
 ## Sample it with your own sampler
 
@@ -263,7 +273,7 @@ assert error < 5 * TOLERANCE
 
 # %% [markdown]
 r"""
-Three details of that pipeline had to be matched, and each has surprised someone. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": of 1000 training steps it never visits the noisiest few. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean.
+Three details of that pipeline had to be matched, and each has surprised someone. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": it steps up from $t = 1$ and never visits the noisiest forty of the 1000 training steps {cite}`lin2024flawed`. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean.
 
 Since samplers are generators, the way down comes for free.
 """
@@ -277,7 +287,7 @@ with torch.no_grad():
 fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen], width=6.0)
 figures.show(
     fig,
-    alt="One guided sample on its way: eight noise levels from 14 down to 0.03, the decoded state above the decoded answer of the denoiser, "
+    alt="One guided sample on its way: eight noise levels from 11 down to 0.04, the decoded state above the decoded answer of the denoiser, "
     "which shows the object's place first, then its shape, then its details.",
 )
 
@@ -291,7 +301,7 @@ FINE = pick(smoke=40, laptop=400, gpu=200)
 LADDER = pick(smoke=(5, 10), laptop=(5, 10, 20, 40, 80))
 ends = prior.levels[0].item(), prior.levels[-1].item()
 grids = {
-    "even in t": lambda steps: prior.levels[torch.linspace(999, 0, steps + 1).round().long()],
+    "even in t": lambda steps: prior.levels[torch.linspace(len(prior.levels) - 1, 0, steps + 1).round().long()],
     "ρ = 7": lambda steps: karras_sigmas(steps + 1, *ends)[:-1],
 }
 start = noise(4, seed=8) * math.sqrt(1 + ends[1] ** 2)
@@ -318,12 +328,12 @@ axes[0].legend(fontsize=9)
 figures.show(
     fig,
     alt="Root mean square distance of the end of a trajectory from a fine reference, against denoiser calls, log scales, without and with guidance: "
-    "Euler and Heun, each on a grid even in training steps and on Karras's grid.",
+    "Euler and Heun, each on a grid even in training steps and on Karras's grid. Heun overtakes Euler between 10 and 20 calls.",
 )
 
 # %% [markdown]
 r"""
-Euler's error halves when the calls double: first order, chapter 02's law, on a network. Forty steps end 0.03 away from the solution, with guidance 0.06; the object is the same, and its details are not quite. Heun is *worse* at 5 and 10 calls, where its steps are too coarse for its order to show, draws level between 10 and 20, and wins by two to seven times at 40. Guidance about doubles Euler's error. The grid matters less than the solver, and most to Heun.
+Euler's error halves when the calls double: first order, chapter 02's law, on a network. Forty steps end 0.03 away from the solution, with guidance 0.06; the object is the same, and its details are not quite. Heun is *worse* at 5 and 10 calls, where its steps are too coarse for its order to show, draws level between 10 and 20, and wins by two to seven times at 40. Guidance makes all errors larger, Euler's up to twice. The grid matters less than the solver, and most to Heun.
 
 None of this says that the exact end is the *better picture*. It says that two samplers that disagree in details are not two models.
 
@@ -335,7 +345,7 @@ $$
 D_s = u + s\,(c - u). \tag{M8.3}
 $$
 
-In code it is one more denoiser, with both evaluated in one batch. Chapter 04 proved two things about it: it commutes with the product by a kernel, and for $s \ne 1$ it is no posterior mean of anything. The first can be checked here, since it is an identity for *any* pair of networks.
+In code it is one more denoiser, with both evaluated in one batch. Chapter 04 proved two things about it: it commutes with the product by a kernel, and for $s$ other than 0 and 1 it is, in general, no posterior mean of anything. The first can be checked here, since it is an identity for *any* pair of networks.
 """
 
 # %% tags=["check"]
@@ -349,7 +359,7 @@ for bandwidth in (0.2, 1.0, 5.0):
 free = product_denoiser(c, x, 1e6)(z, 2.0)
 print("product of the guided against guided products: relative error", ", ".join(f"{v:.0e}" for v in both.values()))
 print(f"λ → ∞, the product against the denoiser itself: {rms(free - c(z, 2.0)) / rms(free):.0e}")
-assert max(both.values()) < TOLERANCE
+assert max(both.values()) < 5 * TOLERANCE
 assert rms(free - c(z, 2.0)) / rms(free) < 10 * TOLERANCE
 
 # %% [markdown]
@@ -390,7 +400,7 @@ explore(
 
 # %% [markdown]
 r"""
-Anecdotes. Now numbers, over many seeds. Two can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1) and their **spread** (the root mean square deviation among samples of one prompt). The pocket model allows a third, since its world is known: **obedience**, the shares of samples in which a classifier that has nothing in common with the model sees the kind, the colour and the view of the prompt.
+Now numbers, over many seeds. Two can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1) and their **spread** (the root mean square deviation among samples of one prompt). The pocket model allows a third, since its world is known: **obedience**, the shares of samples in which a classifier that shares neither weights nor data with the model sees the kind, the colour and the view of the prompt.
 
 **Predict** how each of them goes with $s$: which rise, which fall, which has a maximum? Then the last three rows of the table: guidance switched on in one range of noise levels only (Kynkäänniemi et al. {cite}`kynkaanniemi2024interval` do it in the middle).
 """
@@ -415,18 +425,22 @@ def limited(low, high, scale):
 
 HIGH = 7.5
 settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 12.0))}
-settings |= {f"s = {HIGH:g}, σ > 3": limited(3.0, 99.0, HIGH), f"s = {HIGH:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, HIGH)}
+settings |= {
+    f"s = {HIGH:g}, σ > 3": limited(3.0, math.inf, HIGH),
+    f"s = {HIGH:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, HIGH),
+}
 settings |= {f"s = {HIGH:g}, σ ≤ 0.5": limited(0.0, 0.5, HIGH)}
 table = {}
 for name, scale in tqdm(settings.items(), leave=False):
     latents = draw(PROMPTS, scale, noise(MANY, 4, seed=30), steps=pick(smoke=4, laptop=25))
-    spread = latents.var(0).mean().sqrt().item()
-    table[name] = (rms(latents), spread, *obedience(latents).tolist())
+    table[name] = (rms(latents), spread(latents), *obedience(latents).tolist())
 
 # %%
 print(f"{MANY * 4} samples for each row    size  spread    kind  colour    view")
-for name, (size, spread, *right) in table.items():
-    print(f"{name:27}{size:5.2f}{spread:8.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
+for name, (size, deviation, *right) in table.items():
+    print(
+        f"{name:27}{size:5.2f}{deviation:8.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right)
+    )
 sweep = [(float(name[4:]), values) for name, values in table.items() if "σ" not in name]
 fig, axes = plt.subplots(1, 2 if pocket else 1, figsize=(6.8 if pocket else 4, 2.8), squeeze=False)
 panels = {"latents": ("size", "spread"), "obedience": ("kind right", "colour right", "view right")}
@@ -453,7 +467,7 @@ The last three rows say where all this happens. The growth is made at the noisy 
 
 ## Inversion, and what guidance does to it
 
-`invert` runs the same ODE upwards. For an exact denoiser and fine steps, what comes down again is what went up, and the noise it finds looks like noise: $|z|/\sigma\sqrt d$ close to 1. The paper's sampler relies on it twice, as the centre of its kernel and in the methods it compares with.
+`invert` runs the same ODE upwards. For an exact denoiser and fine steps, what comes down again is what went up, and the noise it finds looks like noise: $|z|/\sigma\sqrt d$ close to 1. The paper meets it twice: as the centre of its kernel, and inside SDI, one of the methods that it compares with.
 
 **Predict.** Which of the following will survive the round trip: up and down without guidance; up and down with the same guidance? The second is the same ODE both ways, after all.
 """
@@ -544,7 +558,7 @@ fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)
 figures.show(
     fig,
     alt="Samples near a blurred picture for bandwidths 0.1 to 10: exact product sampler, sum of scores centred on x, on the inverted path, and the single call of the "
-    "denoiser. At 0.1 all stay near x; at 10 the first three draw some house, and the single call is a smear.",
+    "denoiser. At 0.1 all stay near x; at 10 the first three draw some object of that name, and the single call is a blur in a pale halo.",
 )
 
 # %% [markdown]
@@ -553,7 +567,7 @@ Read the columns first. At $\lambda = 0.1$ all four rows return $x$. At $\lambda
 
 In between the rows differ as chapters 04 and 05 said they would. The exact sampler repairs the picture, with windows and a roof of its own from $\lambda = 1$ on. The sum centred on $x$ has had its randomness taken away at the noisy end, and draws a smooth, simplified house without windows. The inverted centre, the paper's, exaggerates: the centre was found by one flow, and the model's step is made by another, the guided one.
 
-> **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is. For $t = \sigma^2$, with the paper's kernel, the step is the exact flow and $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. For $t$ = training step it leaves $e^{-999/100} = 5\cdot10^{-5}$. The first and the third value mean "all" and "nothing" on any clock.
+> **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is. For $t = \sigma^2$, with the paper's kernel, the step is the exact flow of the clean kernel's score and $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. For $t$ = training step it leaves $e^{-999/100} = 5\cdot10^{-5}$. (The grid of this page starts at $\sigma = 11.7$, and Algorithm 2 takes the first step's contraction once more at the start.) The first and the third value mean "all" and "nothing" on both clocks.
 
 ## Figure 6, with a unit
 
@@ -615,14 +629,14 @@ for block in blocks:
     for name, x in states.items():
         for j in range(3):
             four = grid6[block, name, j]
-            cells.append(f"{four.var(0).mean().sqrt():5.2f}/{rms(four - x):4.2f}")
+            cells.append(f"{spread(four):5.2f}/{rms(four - x):4.2f}")
     print(f"{block:18}" + " ".join(cells))
 
 # %% [markdown]
 r"""
-On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear turns red and gets a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So, on this model, its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. That is an inference from behaviour, not a proof.
+On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear turns red and gets a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So over the full range of noise levels its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
 
-Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.39 and the late one by 0.21, little more than the spread.
+Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.39 and the late one by 0.21, little more than the spread.
 
 ### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
 
@@ -658,7 +672,7 @@ $$
 \mathbb E_q[y] = D(x; \lambda), \qquad \operatorname{Cov}_q[y] = \lambda^2\,\frac{\partial D}{\partial x}(x; \lambda). \tag{M8.4}
 $$
 
-A network owes us neither. But both sides can be *measured*: the left by drawing samples with the exact product sampler, which asks the network about its whole range of noise levels; the right by a single call and its derivative. Where they differ, the network contradicts itself, and no referee from outside is needed to see it.
+A network owes us neither. But both sides can be *measured*: the left by drawing samples with the exact product sampler, which asks the network about all noise levels below λ; the right by a single call and its derivative. Where they differ, the network contradicts itself, and no referee from outside is needed to see it. (Where they agree it may still be the denoiser of a wrong density. And a guided $D$ owes us nothing: its rows below are for comparison.)
 
 The trace of the Jacobian needs no matrix of size $d^2$: for random signs $\xi$, $\mathbb E\,[\xi^\top J \xi] = \operatorname{tr} J$, and $J\xi$ is one Jacobian-vector product, a forward derivative at the price of a call or two.
 
@@ -696,28 +710,31 @@ Two kinds of input: a clean latent $x = y$, which is what mean-shift distillatio
 
 # %%
 signs = torch.Generator().manual_seed(5)
-PROBES = 2 * torch.randint(2, (pick(smoke=1, laptop=4), 4, *prior.shape), generator=signs).float().to(device) - 1
-DRAWS = pick(smoke=2, laptop=16)
+PROBES = 2 * torch.randint(2, (pick(smoke=1, laptop=8), 4, *prior.shape), generator=signs).float().to(device) - 1
+PROBES = PROBES * (live(PROBES).shape[-3] / prior.shape[0]) ** -0.5
+if pocket:
+    PROBES[..., :1, :, :] = 0  # the trace of the live channels
+DRAWS = pick(smoke=1, laptop=4, gpu=2)  # times 4, in chunks that fit a GPU
 SCAN = pick(smoke=(0.3, 3.0), laptop=(0.1, 0.3, 1.0, 3.0, 10.0))
-FINER = grids["ρ = 7"](pick(smoke=3, laptop=12))
+FINER = karras_sigmas(pick(smoke=3, laptop=12), *ends)
 
 
+# %%
 def identities(denoise, x, bandwidth, seed=6):
-    """|mean of draws − D|, its expected value from finitely many draws, variance of draws, λ² tr J/d, and |D − x|."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    """|D − x|, |mean of draws − D|, what chance makes of it, variance of draws, λ² tr J/d and its standard error."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
         call = denoise(x, bandwidth)
-        trace = trace_per_dimension(denoise, x, bandwidth, PROBES)
-        generator = torch.Generator().manual_seed(seed)
-        stack = x.expand(DRAWS, *x.shape)
-        *_, y = sample_product(denoise, stack, bandwidth, FINER, "exact", generator=generator)
-    variance = y.var(0).mean().item()
-    return (
-        rms(y.mean(0) - call),
-        math.sqrt(variance / DRAWS),
-        variance,
-        bandwidth**2 * trace.mean().item(),
-        rms(call - x),
-    )
+        with sdpa_kernel(SDPBackend.MATH):  # the attention kernel that has a forward derivative
+            trace = bandwidth**2 * trace_per_dimension(denoise, x, bandwidth, PROBES)
+        stack = x.expand(4, *x.shape)
+        draws = [
+            list(sample_product(denoise, stack, bandwidth, FINER, "exact", generator=generator))[-1]
+            for _ in range(DRAWS)
+        ]
+    y = torch.cat(draws)
+    variance, error = spread(y) ** 2, (trace.std() / len(trace) ** 0.5).item()
+    return rms(call - x), rms(y.mean(0) - call), math.sqrt(variance / len(y)), variance, trace.mean().item(), error
 
 
 # %%
@@ -732,13 +749,16 @@ for bandwidth in tqdm(SCAN, leave=False):
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), width_ratios=(1.15, 1, 1))
 for i, kind in enumerate(("clean", "noisy")):
-    gap, chance, variance, trace, shift = torch.tensor([measured[kind, 1.0, λ] for λ in SCAN], dtype=torch.float64).T
+    rows = torch.tensor([measured[kind, 1.0, λ] for λ in SCAN], dtype=torch.float64)
+    shift, gap, chance, variance, trace, error = rows.T
     look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i]}
     squares = torch.tensor(SCAN, dtype=torch.float64) ** 2
     axes[0].loglog(SCAN, gap / shift, linestyle="-", label=f"{kind} x", **look)
     axes[0].loglog(SCAN, chance / shift, linestyle=":", linewidth=1.2, color=look["color"])
     axes[i + 1].semilogx(SCAN, variance / squares, linestyle="-", label="variance of draws / λ²", **look)
-    axes[i + 1].semilogx(SCAN, trace / squares, linestyle="--", label="tr J / d", **look | {"markerfacecolor": "white"})
+    axes[i + 1].errorbar(
+        SCAN, trace / squares, error / squares, linestyle="--", label="tr J / d", **look | {"mfc": "white"}
+    )
     axes[i + 1].axhline(0, color="0.75", linewidth=0.8, linestyle="-")
     axes[i + 1].set(title=f"{kind} x", xlabel="bandwidth λ")
     axes[i + 1].legend(fontsize=8)
@@ -749,13 +769,15 @@ axes[0].legend(fontsize=8)
 figures.show(
     fig,
     alt="Tests of a network by its own identities against the bandwidth, for clean and for noisy inputs. Left: distance of the mean of draws from the single call, relative to the step, "
-    "with the share of chance dotted. Middle and right: variance of draws against the trace of the Jacobian.",
+    "with the share of chance dotted. Middle and right: variance of draws against the trace of the Jacobian, which agree on noisy inputs and part on clean ones from a bandwidth of 1 on, where the trace turns negative.",
 )
 
 # %%
-print("  λ   input  s     |D − x|  |mean − D|  chance   variance   λ² tr J/d")
-for (kind, scale, λ), (gap, chance, variance, trace, shift) in measured.items():
-    print(f"{λ:4g}  {kind} {scale:4g}{shift:10.3f}{gap:12.3f}{chance:8.3f}{variance:11.4f}{trace:12.4f}")
+print("  λ  input   s  |D − x|  |mean − D|  chance  without chance   variance    λ² tr J/d")
+for (kind, scale, λ), (shift, gap, chance, variance, trace, error) in measured.items():
+    beyond = math.sqrt(max(gap**2 - chance**2, 0))
+    left = f"{λ:4g}  {kind}{scale:4g}{shift:9.3f}{gap:12.3f}{chance:8.3f}{beyond:16.3f}"
+    print(f"{left}{variance:11.4f}{trace:11.4f} ± {error:.4f}")
 
 # %% [markdown]
 r"""
@@ -767,7 +789,7 @@ In numbers that matter to mean-shift distillation: where is one draw better than
 
 ## Which variant to expect to win
 
-So here is a small preview of chapter 09, without any image generator: optimise latents themselves, from a grey picture, with `distill` and plain gradient descent. A step of size $\eta$ moves $x$ the share $\eta$ of the way to its target. Same prompts, same falling λ, same number of steps; calls differ, and are given.
+So here is a small preview of chapter 09, without any image generator: optimise latents themselves, from a grey picture, with `distill` and plain gradient descent. With weight 1 a step of size $\eta$ moves $x$ the share $\eta$ of the way to its target. Same prompts, same falling λ, same number of steps; calls differ, and are given.
 
 **Predict** the order.
 """
@@ -776,13 +798,26 @@ So here is a small preview of chapter 09, without any image generator: optimise 
 RUNS, ROUNDS = pick(smoke=1, laptop=4, gpu=2), pick(smoke=3, laptop=40)
 FALL = geometric(8.0, 0.1)
 FEW = prior.sigmas(pick(smoke=3, laptop=10))
+annealing, shifting = SDS(annealed(FALL), unit_weight), MeanShift(FALL)
+
+
+def noisy_then_clean(denoise, x, progress, generator):
+    """Annealed SDS while λ is above 1, mean shift below."""
+    return (annealing if FALL(progress) > 1 else shifting)(denoise, x, progress, generator)
+
+
+inverted = prior.denoiser(PROMPTS * RUNS, scale=1.0)
 METHODS = {
     "SDS": SDS(),
-    "SDS annealed": SDS(annealed(FALL), unit_weight),
-    "mean shift": MeanShift(FALL),
+    "SDS annealed": annealing,
+    "mean shift": shifting,
+    "mean shift from λ = 1": MeanShift(geometric(1.0, 0.1)),
+    "SDS, then mean shift": noisy_then_clean,
     "MSD, exact": MSD("exact", FALL, FEW, solver="euler"),
-    "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=prior.denoiser("", scale=1.0)),
+    "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=inverted),
 }
+
+# %%
 with torch.no_grad():
     grey = encode(torch.full((1, 3, SIDE, SIDE), 0.6, device=device))
 prompts = PROMPTS * RUNS
@@ -814,15 +849,16 @@ The judge is no help: nearly all of these pictures obey, and sixteen a method ca
 
 So the forecast for chapter 09 reads: *ask noisy questions while λ is above 1, by annealed SDS or, at ten times the price, with draws; below that a single clean call, without noise, is right and cheapest.* What chapter 06 found in the plane, that with an exact denoiser mean shift beats everything, holds below the threshold, and only there. Whether it survives an image generator, an Adam and a large model is measured next.
 
-## Three lines to the real model
+## A few lines to the real model
 
 ```python
 prior = DiffusionPrior.from_pretrained("stable-diffusion")          # the first of a list of ids that loads
 denoise = prior.denoiser("A DSLR photo of a hamburger", scale=7.5)
-*_, y = sample(denoise, torch.randn(1, *prior.shape, device="cuda") * prior.sigma_max, prior.sigmas(30), "euler")
+sigmas, n = prior.sigmas(30), torch.randn(1, *prior.shape, device="cuda")
+*_, y = sample(denoise, n * (1 + sigmas[0] ** 2).sqrt().item(), sigmas, "euler")
 ```
 
-or, for this whole chapter, `MSD_TEACH_MODEL=stable-diffusion make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs 1.6 TFLOP, three thousand times as much as here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
+or, for this whole chapter, `BUDGET=gpu make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision, by estimate: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs 1.6 TFLOP, three thousand times as much as here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
 
 ### Open task 8 · Figure 6 on Stable Diffusion
 
