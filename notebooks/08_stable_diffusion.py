@@ -333,7 +333,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Euler's error halves when the calls double: first order, chapter 02's law, on a network. Forty steps end 0.03 away from the solution, with guidance 0.06; the object is the same, and its details are not quite. Heun is *worse* at 5 and 10 calls, where its steps are too coarse for its order to show, draws level between 10 and 20, and wins by two to seven times at 40. Guidance makes all errors larger, Euler's up to twice. The grid matters less than the solver, and most to Heun.
+Euler's error halves when the calls double: first order, chapter 02's law, on a network. Forty steps end 0.03 away from the solution, with guidance 0.06; the object is the same, and its details are not quite. Heun is *worse* at 5 calls, with guidance at 10 too, where its steps are too coarse for its order to show; it draws level between 10 and 20, and wins by two to seven times at 40. Guidance about doubles them. The grid matters less than the solver, and most to Heun.
 
 None of this says that the exact end is the *better picture*. It says that two samplers that disagree in details are not two models.
 
@@ -459,11 +459,11 @@ figures.show(
 
 # %% [markdown]
 r"""
-Obedience is what users pay for. The kind needs hardly any guidance, the colour a little, the view a lot: 67 per cent at $s = 1$, 97 at 3 (of 64 samples, so give or take 3). The price is in the left panel: latents grow, from the size of the data at $s = 1$ to 1.13 at 3 and 1.28 at 7.5, and the decoder shows it as harder contrast. The spread among samples, which guidance is said to reduce, grows with them; measured against the size it falls once, from 0.84 to 0.78, and then stays.
+Obedience is what users pay for. The kind needs no guidance, the colour a little, the view a lot: 67 ± 6 per cent at $s = 1$, 97 ± 2 at 3. The price is in the left panel: latents grow, from 0.91 at $s = 1$ to 1.11 at 3 and 1.28 at 7.5, and the decoder shows it as harder contrast. The spread among samples, which guidance is said to reduce, grows with them; only measured against the size it falls, from 0.74 to 0.68 at $s = 3$, and then creeps up again.
 
-The last three rows say where all this happens. The growth is made at the noisy end: $\sigma > 3$ alone gives 1.26 of the 1.28. The middle range gives most of the obedience (view 92 per cent) at a size of 1.12, in half of the steps. But so does $s = 3$ everywhere, a little better. For this model a smaller scale is as good a remedy as an interval.
+The last three rows say where all this happens. The growth is made at the noisy end: $\sigma > 3$ alone gives 1.27 of the 1.28. For obedience the noisy end and the middle do equally well, the rest less, and the middle does it at a size of 1.10. But so does $s = 3$ everywhere. For this model a smaller scale is as good a remedy as an interval.
 
-> **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. The table above says what such a difference is worth here: nothing in obedience, a few hundredths in size.
+> **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. The table above says what such a difference is worth here: next to nothing in obedience, a few hundredths in size.
 
 ## Inversion, and what guidance does to it
 
@@ -505,7 +505,7 @@ assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
 
 # %% [markdown]
 r"""
-Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; at five it does not. But look at the norm at the top. Chance makes $|n|/\sqrt d$ deviate from 1 by $1/\sqrt{2d}$, two per cent here. Unguided inversion ends within that, or a little short of it. Guided inversion ends in noise that is too long, by 12 per cent at $s = 3$ and by 79 at $s = 7.5$: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been.
+Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; at five it does not. But look at the norm at the top. For four latents together chance makes $|n|/\sqrt d$ deviate from 1 by about one per cent. Unguided inversion ends 6 per cent short, guided inversion with $s = 3$ ends 19 per cent too long, and with 7.5 twice as long: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been.
 
 That is why the paper's centre is inverted without guidance in this book, a choice that its text leaves open.
 
@@ -636,7 +636,7 @@ for block in blocks:
 r"""
 On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear turns red and gets a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So over the full range of noise levels its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
 
-Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.39 and the late one by 0.21, little more than the spread.
+Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.42 and the late one by 0.20.
 
 ### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
 
@@ -781,11 +781,11 @@ for (kind, scale, λ), (shift, gap, chance, variance, trace, error) in measured.
 
 # %% [markdown]
 r"""
-On noisy inputs, the network's home, both identities hold: the two sides of the covariance agree within 7 per cent from $\lambda = 0.3$ to 3, and the mean of the draws is as far from the single call as chance would have it, or half as far again. Nobody trained for that. It comes from being a good denoiser, and it means that the exact product sampler and the single call may be exchanged there.
+On noisy inputs, the network's home, the covariance identity holds from $\lambda = 0.3$ to 3 within the errors shown, and the mean of the draws differs from the single call, chance taken off, by 4 to 12 per cent of the step from 0.3 on. (At 10 the trace is too uncertain to say anything.) It means that the exact product sampler and the single call may be exchanged there.
 
-On clean inputs they hold up to $\lambda \approx 0.3$, and then they break. At $\lambda = 1$ the Jacobian says a variance of 0.02 where the draws have 0.18. At 3 it is *negative*: a pixel of $x$ pushed up lowers the answer at the same place, which no posterior mean does. At 10 the single call lies 3.5 from $x$, when data are of size 1. One need not ask which side errs: an answer three times as long as a datum is wrong by itself. This is the out-of-distribution objection of chapter 07, measured on latents of 1024 dimensions, and it has a threshold. A clean point is a bad question when the noise it should carry would be visible, λ about 1 and more; below that nobody can tell that the noise is missing. Guidance changes little in all this: the rows with $s$ above 1 repeat those without.
+On clean inputs this lasts up to $\lambda \approx 0.3$. At 1 the Jacobian says $-0.08 \pm 0.02$ where the draws have a variance of $0.08$: a *negative* trace, that is, numbers of $x$ pushed up lower the answer at the same place, on average, which no posterior mean does. At 3 the mean has gone as well, 0.39 apart with a step of 0.70, and at 10 the single call moves $x$ by 1.85, twice the size of the data. This is the out-of-distribution objection of chapter 07, measured on latents with a thousand dimensions, and it has a threshold. A clean point is a bad question when the noise it should carry would be visible, λ about 1 and more; below that the network hardly notices that the noise is missing. Under guidance the two means are twice as far apart.
 
-In numbers that matter to mean-shift distillation: where is one draw better than one call? At $\lambda = 1$ a draw deviates from its mean by $\sqrt{0.18} = 0.42$, and the call errs by 0.14; it would take about nine draws. At 3 a draw deviates by 0.48 and the call errs by 0.78: a single draw wins. At 10 it is 0.6 against 2.9.
+In the terms of mean-shift distillation, and if the draws are the better witness (they too begin with a clean $x$): at $\lambda = 1$ one draw deviates from its mean by $\sqrt{0.085} = 0.29$, and the call by 0.09, so it takes ten draws to do better than one call. At 3 it is 0.42 against 0.39, and at 10 0.56 against 1.56.
 
 ## Which variant to expect to win
 
@@ -840,14 +840,14 @@ with torch.no_grad():
 fig = figures.gallery(sheet, list(results), width=4.2)
 figures.show(
     fig,
-    alt="Latents optimised from grey for four prompts, one row for each method: SDS, SDS annealed, mean shift, mean-shift distillation with the exact sampler, and with the sum of scores centred on the inverted path.",
+    alt="Latents optimised from grey for four prompts, one row for each of seven methods. SDS, annealed SDS and annealed SDS followed by mean shift draw objects in one piece; mean shift and exact MSD share one background and break up the last object; the sum with an inverted centre has the hardest contrast.",
 )
 
 # %% [markdown]
 r"""
-The judge is no help: nearly all of these pictures obey, and sixteen a method cannot rank them. The eye and the size can. Annealed SDS, the *control*, makes the cleanest pictures and latents of the size of the data. Its question $D(x + \lambda n; \lambda)$ is a noisy one by construction, at one call. Mean shift and exact MSD, which started from clean questions at $\lambda = 8$, agree on one sand-coloured background for everything, the mark of a wrong first answer that nothing later corrects, and on hard contrast. The sum with an inverted centre costs fifteen times the calls and overdoes the contrast further, until things fall apart.
+The judge is little help: but for one row nearly all of these pictures obey, and sixteen a method cannot rank them. The eye can. Annealed SDS, the *control*, draws things in one piece, at the size of the data. Its question $D(x + \lambda n; \lambda)$ is a noisy one by construction. Mean shift and exact MSD both put a clean $x$ to the network at $\lambda = 8$, and share sand-coloured backgrounds, bears that come apart and latents that are too large. Are the first, wrong answers to blame? The two rows below mean shift say so. Started at $\lambda = 1$, where clean questions are not yet bad, it never finds the view (25 per cent): too late to decide a layout. But after annealed SDS has decided it, the same clean questions finish the picture, with the size of annealed SDS and bears in one piece. The sum with an inverted centre costs fifteen times the calls and overdoes the contrast.
 
-So the forecast for chapter 09 reads: *ask noisy questions while λ is above 1, by annealed SDS or, at ten times the price, with draws; below that a single clean call, without noise, is right and cheapest.* What chapter 06 found in the plane, that with an exact denoiser mean shift beats everything, holds below the threshold, and only there. Whether it survives an image generator, an Adam and a large model is measured next.
+So the hypothesis for chapter 09 reads: *above $\lambda \approx 1$ ask noisy questions, by annealed SDS; below it noise no longer matters, and the noise-free call of mean shift has less variance at the same price.* What chapter 06 found in the plane, that with an exact denoiser nothing beats mean shift, should hold below the threshold. Whether it survives an image generator, Adam and a large model is to be measured.
 
 ## A few lines to the real model
 
@@ -870,10 +870,10 @@ r"""
 ## Take-aways
 
 - $z = z_t\sqrt{1+\sigma^2}$ and $D = z - \sigma\varepsilon$: with these two lines a stock Stable Diffusion is a denoiser like any other, and our Euler steps are its DDIM to six digits.
-- On latents a bandwidth has a unit, the deviation of the data. Annealing happens between about 3 and 0.1.
+- On latents a bandwidth has a unit, the deviation of the data. What a bandwidth decides, layout, shape or texture, is read off the noise level of that size.
 - Guidance buys obedience with size, and the size is made at the noisy end. Guided inversion returns, by way of points that no sampler visits.
-- The paper's bandwidths mean what its text says with $t = \sigma^2$, and not with $t$ the training step. That $z_0 \approx x$ at a small λ holds for any $x$, and is no sign of convergence.
-- $\mathbb E_q[y] = D$ and $\operatorname{Cov}_q = \lambda^2\,\partial D/\partial x$ test a network without a referee. On noisy inputs this one passes. On clean inputs it fails from $\lambda \approx 1$ on, to the point of a negative "variance": ask noisy questions above that, and clean ones below.
+- Over the full range of noise levels the paper's bandwidths do what its text says with $t = \sigma^2$, and not with $t$ the training step. That $z_0 \approx x$ at a small λ holds for any $x$, and is no sign of convergence.
+- $\mathbb E_q[y] = D$ and $\operatorname{Cov}_q = \lambda^2\,\partial D/\partial x$ test a network without a referee. On noisy inputs this one passes, from 0.3 to 3. On clean inputs it fails from $\lambda \approx 1$ on, to the point of a negative "variance": ask noisy questions above that, and clean ones below.
 
 ## What's next
 
