@@ -66,7 +66,7 @@ def png(fig: Figure) -> bytes:
     that shades keep their order.
     """
     stamp(fig)
-    pictures = any(np.ndim(image.get_array()) == 3 for ax in fig.axes for image in ax.images)
+    pictures = any(np.asarray(image.get_array()).ndim == 3 for ax in fig.axes for image in ax.images)
     method = Image.Quantize.FASTOCTREE if pictures else Image.Quantize.MAXCOVERAGE
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
