@@ -157,7 +157,7 @@ class DiffusionPrior:
         if t.ndim:
             t = t.expand(*items, 1, 1, 1).flatten()
         of_z, of_output = (weight.to(z.dtype) for weight in self._weights(σ))
-        z_t = (z / (1 + σ**2).sqrt().to(z.dtype)).to(self.dtype).expand(*items, *event).reshape(-1, *event)
+        z_t = (z / (1 + σ**2).sqrt().to(z)).to(self.dtype).expand(*items, *event).reshape(-1, *event).contiguous()
         output = self.unet(z_t, t, context.reshape(-1, *context.shape[-2:]), return_dict=False)[0]
         return of_z * z - of_output * output.to(z.dtype).reshape(*items, *event)
 
@@ -187,7 +187,7 @@ class DiffusionPrior:
         if generator is not None:
             y = y + posterior.std * noise_like(y, generator)
         latents = self.vae.config["scaling_factor"] * y.to(images.dtype)
-        return latents.reshape(*images.shape[:-3], *latents.shape[1:]).contiguous()  # as GroupNorm's jvp wants it
+        return latents.reshape(*images.shape[:-3], *latents.shape[1:])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (*batch, 3, 8h, 8w) in [0, 1] of clean latents (*batch, 4, h, w). Differentiable up to the clipping.
