@@ -62,17 +62,15 @@ def show(fig: Figure, alt: str) -> None:
 def png(fig: Figure) -> bytes:
     """The figure as a picture, the same bytes in every run; closes it.
 
-    256 colours, a third of the bytes: chosen so that small marks keep theirs, or, where the figure holds pictures, so
-    that shades keep their order.
+    160 colours, a third of the bytes: chosen so that small marks keep theirs, then fitted to all pixels for the sake of shades.
     """
     stamp(fig)
-    pictures = any(np.asarray(image.get_array()).ndim == 3 for ax in fig.axes for image in ax.images)
-    method = Image.Quantize.FASTOCTREE if pictures else Image.Quantize.MAXCOVERAGE
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
     picture, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
-    picture.quantize(256, method=method, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    palette = picture.quantize(160, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -101,18 +99,22 @@ def planes(titles: Sequence[str], span: float = 1.5, rows: int = 1, width: float
     return fig, axes.flatten()[: len(titles)]
 
 
-def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), width: float = 7.2) -> Figure:
+def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), size: int = 128) -> Figure:
     """A figure of images (rows, columns, 3, H, W) in [0, 1], as a sheet with a name at every row and column.
 
-    Small images keep their pixels; NaN leaves a cell empty.
+    Each is about `size` pixels wide; small ones are enlarged by a whole number, so that their pixels stay alike.
     """
     r, c, _, h, w = images.shape
     gap = max(2, w // 32)
+    zoom = max(1, round(size / w)) if w <= size else size / w
     sheet = torch.ones(r, c, 3, h + gap, w + gap)
-    sheet[..., :h, :w] = images.detach().float().cpu().clamp(0, 1).nan_to_num(1.0)
+    sheet[..., :h, :w] = images.detach().float().cpu().clamp(0, 1)
     sheet = sheet.permute(0, 3, 1, 4, 2).reshape(r * (h + gap), c * (w + gap), 3)[:-gap, :-gap]
-    fig, ax = plt.subplots(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.25))
-    ax.imshow(sheet, interpolation="nearest" if w < 128 else "antialiased")
+    height, width, _ = sheet.shape
+    fig = plt.figure(layout="none")
+    fig.set_size_inches(width * zoom / fig.dpi, height * zoom / fig.dpi)
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.imshow(sheet.numpy(), interpolation="nearest" if w <= size else "antialiased")
     ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
     ax.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], rows)
     ax.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)

@@ -60,11 +60,12 @@ def load(
                     pipeline = read(name, dtype, offline)
             except UnsupportedModelError:
                 raise
+            except LocalEntryNotFoundError:
+                reason = f"  {name}: not in the cache, or not all of it" + ("" if offline else "; the Hub does not answer")
+                local_files_only |= not offline  # it has been asked several times: no more
             except Exception as error:  # each library underneath has its own
                 summary = str(error).strip().partition("\n")[0]
                 reason = f"  {name}: {type(error).__name__}: {summary}"
-                # no answer from the Hub after all its retries: ask it no more
-                local_files_only |= not offline and isinstance(error, LocalEntryNotFoundError)
             else:
                 place(pipeline, device, slicing)
                 return pipeline, name
@@ -75,20 +76,23 @@ def load(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the progress bars of diffusers and transformers, and without warnings of parts that are not used here."""
+    """Without bars for reading files, without warnings of parts not used here or of retries; downloads keep their bar."""
     from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import logging as of_hub
     from transformers.utils import logging as of_transformers
 
-    levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers)]
+    levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers, of_hub)]
     for module, _ in levels:
         module.set_verbosity_error()
-        module.disable_progress_bar()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
     try:
         yield
     finally:
         for module, level in levels:
             module.set_verbosity(level)
-            module.enable_progress_bar()
+        of_diffusers.enable_progress_bar()
+        of_transformers.enable_progress_bar()
 
 
 def read(name: str, dtype: torch.dtype, offline: bool) -> StableDiffusionPipeline:

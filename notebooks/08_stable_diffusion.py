@@ -226,7 +226,6 @@ with torch.no_grad():
 fig = figures.gallery(
     torch.stack([truth, back, (3 * (truth - back).abs()), shown]),
     ("picture", "autoencoder", "3 × |error|", "latent"),
-    width=4.6,
 )
 figures.show(
     fig,
@@ -235,7 +234,7 @@ figures.show(
 )
 
 # %%
-fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels], width=5.2)
+fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels])
 figures.show(
     fig,
     alt="One picture under noise of standard deviation 0.03 to 10 in latent space, decoded, above the decoded answer of the denoiser. "
@@ -260,7 +259,7 @@ Below σ = 0.3 it is texture that is being decided, above 3 layout and colour, i
 # %% tags=["check"]
 steps = pick(smoke=4, laptop=30)
 sigmas = prior.sigmas(steps)
-n = noise(1, seed=7)
+n = noise(1, seed=3)
 *path, drawn = sample(prior.denoiser(PROMPTS[0], scale=SCALE), n * (1 + sigmas[0] ** 2).sqrt().item(), sigmas, "euler")
 prior.pipeline.scheduler = prior.scheduler  # DDIM; what Stable Diffusion ships with is PNDM
 theirs = prior.pipeline(
@@ -280,14 +279,14 @@ Since samplers are generators, the way down comes for free.
 
 # %%
 denoise = prior.denoiser(PROMPTS[0], scale=SCALE)
-chosen = [round(i * (len(path) - 1) / 7) for i in range(8)]
+chosen = [round(i * (len(path) - 1) / 5) for i in range(6)]
 with torch.no_grad():
     state = torch.cat([prior.decode(path[i] / (1 + sigmas[i] ** 2).sqrt().item()) for i in chosen])
     answer = torch.cat([prior.decode(denoise(path[i], sigmas[i].item())) for i in chosen])
-fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen], width=6.0)
+fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"{sigmas[i]:.2g}" for i in chosen])
 figures.show(
     fig,
-    alt="One guided sample on its way: eight noise levels from 11 down to 0.04, the decoded state above the decoded answer of the denoiser, "
+    alt="One guided sample on its way: six noise levels from 11 down to 0.04, the decoded state above the decoded answer of the denoiser, "
     "which shows the object's place first, then its shape, then its details.",
 )
 
@@ -382,7 +381,7 @@ def draw(prompts, scale, n, steps=None, **options):
 
 def scene(kind, colour, seed, guidance):
     y = draw(f"a photo of a {colour} {kind}", guidance, noise(1, seed=20 + seed))
-    return figures.gallery(prior.decode(y)[None], width=1.2)
+    return figures.gallery(interpolate(prior.decode(y), 180, mode="bicubic", antialias=True)[None], size=180)
 
 
 explore(
@@ -489,7 +488,7 @@ for scale in dict.fromkeys((1.0, SCALE, 7.5)):
 ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[0], LADDER[-1])]
 with torch.no_grad():
     rows = [prior.decode(y)[[0, 3]], *(prior.decode(trip[key][2][[0, 3]]) for key in ups)]
-fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)], width=5.6)
+fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)])
 figures.show(
     fig,
     alt="Two pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
@@ -552,7 +551,7 @@ with torch.no_grad():
 
 # %%
 names = ("exact", "sum, centre x", "sum, inverted", "one call D(x; λ)")
-fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)], width=5.2)
+fig = figures.gallery(sheet, names, ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)])
 figures.show(
     fig,
     alt="Samples near a blurred picture for bandwidths 0.1 to 10: exact product sampler, sum of scores centred on x, on the inverted path, and the single call of the "
@@ -594,7 +593,7 @@ blocks = {
     "t = step": [("paper", λ, {"clock": training_step}) for λ in (1e-2, 10, 1e3)],
     "exact": [("exact", λ, {}) for λ in (0.3, 1.0, 3.0)],
 }
-headings = (("0.01", "10", "1000"), ("0.01", "10", "1000"), ("0.3", "1", "3"))
+headings = {"t = σ²": ("0.01", "10", "1000"), "t = step": ("0.01", "10", "1000"), "exact": ("0.3", "1", "3")}
 grid6 = {}
 for block, row in tqdm(blocks.items(), leave=False):
     for name, x in states.items():
@@ -610,29 +609,36 @@ def mosaic(four):
     return torch.cat([torch.cat([a, b], 2), torch.cat([c, e], 2)], 1)
 
 
-cells = [[mosaic(grid6[block, name, j]) for block in blocks for j in range(3)] for name in states]
-columns = [f"{block}\nλ = {h}" for block, heads in zip(blocks, headings, strict=True) for h in heads]
-fig = figures.gallery(torch.stack([torch.stack(row) for row in cells]), list(states), columns, width=7.0)
+def sheet6(*chosen):
+    """The state, and what was drawn near it, for the blocks chosen: a row of pictures for each state."""
+    with torch.no_grad():
+        own = {name: interpolate(prior.decode(x), 2 * SIDE)[0] for name, x in states.items()}
+    cells = [[own[name], *(mosaic(grid6[b, name, j]) for b in chosen for j in range(3))] for name in states]
+    columns = ["x", *(f"{b}\nλ = {h}" for b in chosen for h in headings[b])]
+    return figures.gallery(torch.stack([torch.stack(row) for row in cells]), list(states), columns)
+
+
 figures.show(
-    fig,
+    sheet6("t = σ²", "t = step"),
     alt="Figure 6 of the paper on this model: state of the picture from early to late down, bandwidth across, four seeds in each cell; the paper's sampler with time read as σ² "
-    "and as training step, and the exact sampler at bandwidths 0.3, 1 and 3.",
+    "and as training step. With σ², the middle bandwidth makes a red house of the earliest smear and sharpens the blur; with the training step it returns both almost unchanged.",
+)
+figures.show(
+    sheet6("exact"),
+    alt="The same three states under the exact sampler at bandwidths 0.3, 1 and 3: at 0.3 they get sharper and stay in place, at 1 even the smear is a red house, at 3 the four differ.",
 )
 
 # %%
 print("spread over seeds / distance to x, in latent units")
-print(f"{'':18}" + "".join(f"{name:^33}" for name in states))
 for block in blocks:
-    cells = []
+    print(f"{block:10}" + "".join(f"{'λ = ' + heading:>15}" for heading in headings[block]))
     for name, x in states.items():
-        for j in range(3):
-            four = grid6[block, name, j]
-            cells.append(f"{spread(four):5.2f}/{rms(four - x):4.2f}")
-    print(f"{block:18}" + " ".join(cells))
+        fours = [grid6[block, name, j] for j in range(3)]
+        print(f"  {name:8}" + "".join(f"{spread(four):9.2f} /{rms(four - x):4.2f}" for four in fours))
 
 # %% [markdown]
 r"""
-On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear turns red and gets a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So over the full range of noise levels its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
+On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear becomes a red house, mostly with a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So over the full range of noise levels its numbers make sense with $t = \sigma^2$ only, the reading under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
 
 Two sentences of the paper can be checked here. "At high bandwidth $\lambda_3$ [it] degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. "At final stages … with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, where the early state moves by 0.42 and the late one by 0.20.
 
@@ -835,7 +841,7 @@ for name, (x, calls) in results.items():
     print(f"{name:26}{calls:9}{rms(x):7.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right))
 with torch.no_grad():
     sheet = torch.stack([prior.decode(x[:4]) for x, _ in results.values()])
-fig = figures.gallery(sheet, list(results), width=4.2)
+fig = figures.gallery(sheet, list(results))
 figures.show(
     fig,
     alt="Latents optimised from grey for four prompts, one row for each of seven methods. SDS, annealed SDS and annealed SDS followed by mean shift draw objects in one piece; mean shift and exact MSD share one background and break up the last object; the sum with an inverted centre has the hardest contrast.",

@@ -498,8 +498,9 @@ def test_a_missing_network_is_waited_for_once(monkeypatch):
         raise LocalEntryNotFoundError("no answer")
 
     monkeypatch.setattr(loading, "read", read)
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match="could not be loaded") as e:
         DiffusionPrior.from_pretrained("stable-diffusion", device="cpu")
+    assert str(e.value).count("not in the cache") == 6 and str(e.value).count("the Hub does not answer") == 1
     first, *others = loading.STABLE_DIFFUSION_IDS
     assert asked == [(first, True), (first, False), *((name, True) for name in others)]
 
