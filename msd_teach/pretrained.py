@@ -61,7 +61,8 @@ def load(
             except UnsupportedModelError:
                 raise
             except LocalEntryNotFoundError:
-                reason = f"  {name}: not in the cache, or not all of it" + ("" if offline else "; the Hub does not answer")
+                asked = "" if offline else "; the Hub does not answer"
+                reason = f"  {name}: not in the cache, or not all of it{asked}"
                 local_files_only |= not offline  # it has been asked several times: no more
             except Exception as error:  # each library underneath has its own
                 summary = str(error).strip().partition("\n")[0]
