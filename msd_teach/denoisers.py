@@ -116,11 +116,17 @@ def guided(
     Inside `product_denoiser` a function is asked about the smaller noise level that the model sees there.
 
     Raises:
-        ValueError: a scale that is NaN.
+        ValueError: a scale that is no finite number.
     """
-    if not callable(scale) and torch.as_tensor(scale).isnan().any():
-        raise ValueError(f"scale is {scale}; it must be a number")
+    check_scale(scale)
     return _Guided(cond, uncond, scale)
+
+
+def check_scale(scale: object) -> None:
+    """Refuse a guidance scale that is neither a function nor made of finite numbers."""
+    number = isinstance(scale, int | float) or (isinstance(scale, Tensor) and not scale.is_complex())
+    if not callable(scale) and not (number and torch.as_tensor(scale).isfinite().all()):
+        raise ValueError(f"scale is {scale!r}; it must be a finite number, a tensor of them, or a function of sigma")
 
 
 def cost(denoise: Denoiser, z: Tensor, sigma: float | Tensor) -> int:

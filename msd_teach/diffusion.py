@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser, _Guided
-from .pretrained import check_prompt, load
+from .denoisers import Denoiser, _Guided, check_scale
+from .pretrained import check_parts, check_prompt, load
 from .tensors import noise_like, per_item
 
 if TYPE_CHECKING:
@@ -27,28 +27,25 @@ class DiffusionPrior:
     (4, h, w), `name` (what was loaded), `sigma_min` and `sigma_max` (the trained range), `levels` (σ of each training
     step, float64), `prediction` ("epsilon" or "v_prediction"), `dtype`, and diffusers' `unet`, `vae` and `pipeline`.
 
-    Parameters are frozen; gradients flow to latents and images. `torch.func.jvp` needs the one attention kernel that
-    has forward derivatives: `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    Parameters are frozen; gradients flow to latents and images. `torch.func.jvp` of a denoiser needs the one attention
+    kernel that has forward derivatives: `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Raises:
-        ValueError: a prediction type other than ε and v, or a UNet that takes more than latents (inpainting).
+        ValueError: a prediction type other than ε and v, a schedule without betas, a UNet for inpainting.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, name: str = "pipeline"):
         from diffusers import DDIMScheduler
 
+        check_parts(name, pipeline)
         self.pipeline, self.name, self.unet, self.vae = pipeline, name, pipeline.unet, pipeline.vae
         self.dtype = pipeline.unet.dtype  # kept: diffusers goes through all modules for it, a millisecond a call
         for network in (self.unet, self.vae, pipeline.text_encoder):
             network.eval().requires_grad_(False)
         self.scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(pipeline.scheduler.config))
         self.prediction: str = self.scheduler.config["prediction_type"]
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise ValueError(f"{name} predicts {self.prediction!r}; it must be 'epsilon' or 'v_prediction'")
-        channels, size = self.unet.config["in_channels"], self.unet.config["sample_size"]
-        if channels != self.unet.config["out_channels"]:
-            raise ValueError(f"{name} has a UNet with {channels} input channels; an inpainting model is not supported")
-        self.shape = (channels, size, size)
+        size = self.unet.config["sample_size"]
+        self.shape = (self.unet.config["in_channels"], size, size)
         kept = self.scheduler.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA_BAR)
         self.levels = ((1 - kept) / kept).sqrt()
         self.sigma_min, self.sigma_max = self.levels[0].item(), self.levels[-1].item()
@@ -78,6 +75,8 @@ class DiffusionPrior:
             ValueError: nothing could be loaded (with every id tried), a model of another family (SDXL, SD 3), too
                 little GPU memory, or missing or damaged files of the pocket model.
         """
+        if not isinstance(dtype, torch.dtype | None):
+            raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype, such as torch.float16")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         return cls(*load(model, device, dtype, slicing, local_files_only))
@@ -100,10 +99,9 @@ class DiffusionPrior:
 
         Raises:
             ValueError: prompts that are no strings, do not match in number, or have words that the pocket model never
-                read; a scale that is NaN. When called: z that is no batch of latents, or does not fit the prompts.
+                read; a scale that is no finite number. When called: z that is no batch of latents, or does not fit the prompts.
         """
-        if not callable(scale) and torch.as_tensor(scale).isnan().any():
-            raise ValueError(f"scale is {scale}; it must be a number")
+        check_scale(scale)
         c, u = self._contexts(prompt, "prompt"), self._contexts(negative, "negative")
         if len(u) not in (1, len(c)) and len(c) != 1:
             raise ValueError(f"negative has {len(u)} strings and prompt {len(c)}; give one, or as many as prompts")
@@ -122,8 +120,8 @@ class DiffusionPrior:
         """
         leading = self.scheduler.config["timestep_spacing"] == "leading"
         limit = len(self.levels) - (self.scheduler.config["steps_offset"] if leading else 0)
-        if not 1 <= steps <= limit:
-            raise ValueError(f"steps is {steps}; it must be from 1 to {limit}")
+        if not isinstance(steps, int) or not 1 <= steps <= limit:
+            raise ValueError(f"steps is {steps!r}; it must be an integer from 1 to {limit}")
         self.scheduler.set_timesteps(steps)
         grid = self.levels[self.scheduler.timesteps[:steps]]  # rounding appends a t = −1 to some "trailing" grids
         last = 0 * grid[:1] if self.scheduler.final_alpha_cumprod == 1 else self.levels[:1]
@@ -201,7 +199,7 @@ class DiffusionPrior:
         return images.reshape(*latents.shape[:-3], *images.shape[1:])
 
     def _check_latents(self, z: Tensor, name: str) -> None:
-        if z.ndim < 3 or z.shape[-3] != self.shape[0] or not z.is_floating_point():
+        if z.ndim < 3 or z.shape[-3] != self.shape[0] or not z.is_floating_point() or not z.numel():
             wanted = f"({self.shape[0]}, h, w), of floats; {self.name} was trained on {self.shape}"
             raise ValueError(f"{name} has shape {tuple(z.shape)}, {z.dtype}; it must end in {wanted}")
 
@@ -218,7 +216,7 @@ class DiffusionPrior:
         return torch.stack([self._embeddings[text] for text in texts])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are never compared: tensors would answer item by item
 class _TextDenoiser:
     prior: DiffusionPrior
     contexts: Tensor

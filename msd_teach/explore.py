@@ -64,7 +64,9 @@ class Live:
 
         sliders = {
             name: ipywidgets.SelectionSlider(
-                options=[(_say(v), v) for v in options], value=start[name], description=name
+                options=[(_say(v), v) for v in options],
+                index=options.index(start[name]),
+                description=name,
             )
             for name, options in choices.items()
         }
@@ -72,10 +74,11 @@ class Live:
         picture = ipywidgets.HTML(_img(self._png, alt))
 
         def redraw(_change: object) -> None:
-            picture.value = _img(_render(fn(**{name: s.value for name, s in sliders.items()}), "png"), alt)
+            chosen = {name: choices[name][slider.index] for name, slider in sliders.items()}
+            picture.value = _img(_render(fn(**chosen), "png"), alt)
 
         for slider in sliders.values():
-            slider.observe(redraw, "value")
+            slider.observe(redraw, "index")
         self.widget = ipywidgets.VBox([*sliders.values(), picture])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:

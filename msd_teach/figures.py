@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -103,16 +104,24 @@ def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (
     """A figure of images (rows, columns, 3, H, W) in [0, 1], as a sheet with a name at every row and column.
 
     Each is about `size` pixels wide; small ones are enlarged by a whole number, so that their pixels stay alike.
+
+    Raises:
+        ValueError: images of another shape or kind, or names that are not one for each row and column.
     """
+    if images.ndim != 5 or images.shape[2] != 3 or not images.is_floating_point() or not images.numel():
+        wanted = "(rows, columns, 3, H, W), of floats in [0, 1]"
+        raise ValueError(f"images have shape {tuple(images.shape)}, {images.dtype}; it must be {wanted}")
     r, c, _, h, w = images.shape
+    if len(rows) not in (0, r) or len(columns) not in (0, c):
+        raise ValueError(f"there are {len(rows)} rows and {len(columns)} columns of names for {r} and {c} of images")
     gap = max(2, w // 32)
     zoom = max(1, round(size / w)) if w <= size else size / w
     sheet = torch.ones(r, c, 3, h + gap, w + gap)
     sheet[..., :h, :w] = images.detach().float().cpu().clamp(0, 1)
     sheet = sheet.permute(0, 3, 1, 4, 2).reshape(r * (h + gap), c * (w + gap), 3)[:-gap, :-gap]
-    height, width, _ = sheet.shape
     fig = plt.figure(layout="none")
-    fig.set_size_inches(width * zoom / fig.dpi, height * zoom / fig.dpi)
+    height, width = (n * zoom / fig.dpi for n in sheet.shape[:2])
+    fig.set_size_inches(width, height)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.imshow(sheet.numpy(), interpolation="nearest" if w <= size else "antialiased")
     ax.set_xticks([i * (w + gap) + w / 2 for i in range(len(columns))], columns)
@@ -120,6 +129,10 @@ def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (
     ax.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
+    box = fig.get_tightbbox()  # room for the names, in whole pixels
+    left, above = (math.ceil(room * fig.dpi) / fig.dpi for room in (-box.x0, box.y1 - height))
+    fig.set_size_inches(left + width, height + above)
+    ax.set_position((left / (left + width), 0, width / (left + width), height / (height + above)))
     return fig
 
 

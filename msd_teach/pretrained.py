@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,9 +47,11 @@ def load(
     try:
         import diffusers  # noqa: F401
         import transformers  # noqa: F401
+        from huggingface_hub.constants import HF_HUB_OFFLINE
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError("Stable Diffusion needs more packages: pip install 'msd_teach[diffusion]'") from error
+    local_files_only |= HF_HUB_OFFLINE
     reasons: list[str] = []
     for name in candidates(model):
         for offline in (True, False):  # what was downloaded before is used without asking the network
@@ -79,48 +81,70 @@ def load(
 def quietly() -> Iterator[None]:
     """Without bars for reading files, without warnings of parts not used here or of retries; downloads keep their bar."""
     from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as of_hub
     from transformers.utils import logging as of_transformers
 
     levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers, of_hub)]
+    shown = [module for module in (of_diffusers, of_transformers) if module.is_progress_bar_enabled()]
+    of_downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
     for module, _ in levels:
         module.set_verbosity_error()
-    of_diffusers.disable_progress_bar()
-    of_transformers.disable_progress_bar()
+    for module in shown:
+        module.disable_progress_bar()
+    of_downloads()  # transformers switches them together with its own
     try:
         yield
     finally:
         for module, level in levels:
             module.set_verbosity(level)
-        of_diffusers.enable_progress_bar()
-        of_transformers.enable_progress_bar()
+        for module in shown:
+            module.enable_progress_bar()
+        of_downloads()
 
 
 def read(name: str, dtype: torch.dtype, offline: bool) -> StableDiffusionPipeline:
-    """A pipeline on the CPU from a folder, from the cache, or from the Hub."""
+    """A pipeline on the CPU from a folder, from the cache, or from the Hub.
+
+    Raises:
+        ValueError: parts that the libraries would make up: weights at random, a tokenizer without words.
+    """
     from diffusers import StableDiffusionPipeline
     from huggingface_hub import hf_hub_download
+    from transformers import CLIPTextModel
 
     index = "model_index.json"
     path = Path(name) / index if Path(name).is_dir() else hf_hub_download(name, index, local_files_only=offline)
     check_family(name, json.loads(Path(path).read_text()))
-    return StableDiffusionPipeline.from_pretrained(
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": offline, "use_safetensors": True}
+    text_encoder, found = CLIPTextModel.from_pretrained(
+        name, subfolder="text_encoder", output_loading_info=True, **options
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(
         name,
-        dtype=dtype,
-        local_files_only=offline,
-        use_safetensors=True,
+        text_encoder=text_encoder,
         trust_remote_code=False,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+        **options,
     )
+    missing = list(found["missing_keys"])
+    for network in (pipeline.unet, pipeline.vae):
+        missing += [key for key, parameter in network.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    words, known = text_encoder.config.vocab_size, len(pipeline.tokenizer)
+    if known < words:
+        raise ValueError(f"the tokenizer knows {known} words of the text encoder's {words}; files of it are missing")
+    return pipeline
 
 
 def candidates(model: str | Path | None) -> list[str]:
     """The ids or folders to try, in order, for what the caller or the environment named.
 
     Raises:
-        ValueError: the pocket model's files are missing or damaged.
+        ValueError: a folder that is not there, or the pocket model's files missing or damaged.
     """
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
     if named == POCKET:
@@ -129,21 +153,18 @@ def candidates(model: str | Path | None) -> list[str]:
         return [str(weights())]
     if named == STABLE_DIFFUSION:
         return list(STABLE_DIFFUSION_IDS)
-    folder = Path(named).expanduser()
-    return [str(folder) if folder.is_dir() else named]
+    folder = os.path.expanduser(named)
+    if not os.path.isdir(folder) and (named[0] in "/.~" or named.count("/") > 1):
+        raise ValueError(f"model is {named!r}; there is no such folder.\n{HELP}")
+    return [folder if os.path.isdir(folder) else named]
 
 
 def check_prompt(name: str, text: str) -> None:
-    """Refuse words that the pocket model has never read; the tokenizers of other models read anything.
-
-    Raises:
-        ValueError: names each unknown word and the nearest known ones.
-    """
+    """Refuse words that the pocket model has never read, with a ValueError; other tokenizers read anything."""
     from . import pocket
+    from .pocket.world import check_words
 
     if Path(name).resolve() == pocket.WEIGHTS.resolve():
-        from .pocket.world import check_words
-
         check_words(text)
 
 
@@ -156,10 +177,27 @@ def check_family(name: str, index: dict) -> None:
     kind = str(index.get("_class_name"))
     if kind != "StableDiffusionPipeline":
         family = next((family for prefix, family in FAMILIES.items() if kind.startswith(prefix)), "another family")
-        raise UnsupportedModelError(
-            f"model {name} is {family} (its pipeline is {kind}); "
-            "supported are Stable Diffusion 1 and 2 (StableDiffusionPipeline)"
-        )
+        supported = "Stable Diffusion 1 and 2 (StableDiffusionPipeline)"
+        raise UnsupportedModelError(f"model {name} is {family} (its pipeline is {kind}); supported are {supported}")
+
+
+def check_parts(name: str, pipeline: StableDiffusionPipeline) -> None:
+    """Refuse a pipeline that is no denoiser of square latents at known noise levels.
+
+    Raises:
+        ValueError: a scheduler without betas, a prediction type other than ε and v, a UNet that takes more than latents
+            or whose configuration does not say their size.
+    """
+    noise, unet = pipeline.scheduler.config, pipeline.unet.config
+    if not {"beta_start", "trained_betas"} & noise.keys():
+        raise ValueError(f"{name} has a {type(pipeline.scheduler).__name__}, without betas; a DDPM schedule is needed")
+    prediction = noise.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{name} predicts {prediction!r}; it must be 'epsilon' or 'v_prediction'")
+    if unet.in_channels != unet.out_channels:
+        raise ValueError(f"{name} has a UNet with {unet.in_channels} input channels; inpainting is not supported")
+    if not isinstance(unet.sample_size, int):
+        raise ValueError(f"{name} has a UNet with sample_size {unet.sample_size}; it must be one number, of a square")
 
 
 def place(pipeline: StableDiffusionPipeline, device: torch.device, slicing: bool | None) -> None:

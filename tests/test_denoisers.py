@@ -153,7 +153,7 @@ def test_bad_input_is_refused_by_name():
         denoise(data, -1)
     with pytest.raises(ValueError, match=r"sigma has shape \(5, 2\); it may not vary within an event"):
         denoise(data, torch.ones(5, 2))
-    with pytest.raises(ValueError, match="scale is nan; it must be a number"):
+    with pytest.raises(ValueError, match="scale is nan; it must be a finite number"):
         guided(denoise, denoise, math.nan)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ pytest.importorskip("transformers")
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -267,8 +269,8 @@ def test_every_grid_descends(prior1, schedule):
         assert len(σ) in (steps, steps + 1)
         assert (σ.diff() < 0).all()
         assert σ[-1] == (0 if other.scheduler.config["set_alpha_to_one"] else other.sigma_min)
-    for steps in (0, -3, limit + 1):
-        with pytest.raises(ValueError, match=f"steps is {steps}; it must be from 1 to {limit}"):
+    for steps in (0, -3, limit + 1, 10.0):
+        with pytest.raises(ValueError, match=f"steps is {steps}; it must be an integer from 1 to {limit}"):
             other.sigmas(steps)
 
 
@@ -588,6 +590,72 @@ def test_pickled_weights_are_refused(folder1, tmp_path):
         DiffusionPrior.from_pretrained(model, device="cpu")
 
 
+def test_a_model_without_its_words_is_refused(folder1, tmp_path):
+    """Transformers would make a tokenizer of two words, to which all prompts are alike."""
+    model = shutil.copytree(folder1, tmp_path / "model")
+    for file in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (model / "tokenizer" / file).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"the tokenizer knows 2 words of the text encoder's \d+; files of it"):
+        DiffusionPrior.from_pretrained(model, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_missing_weights_are_not_made_up(folder1, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(folder1, tmp_path / "model")
+    (path,) = (model / part).glob("*.safetensors")
+    weights = load_file(path)
+    lost = sorted(weights)[3]
+    del weights[lost]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"1 weights are missing, (text_model\.)?{re.escape(lost)} among them"):
+        DiffusionPrior.from_pretrained(model, device="cpu")
+
+
+def test_noise_levels_are_not_made_up(folder1):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder1)
+    pipeline.scheduler = EDMEulerScheduler()
+    with pytest.raises(ValueError, match="pipeline has a EDMEulerScheduler, without betas; a DDPM schedule"):
+        DiffusionPrior(pipeline)
+
+
+def test_latents_of_unknown_size_are_refused(folder1):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder1)
+    pipeline.unet.register_to_config(sample_size=[8, 12])
+    with pytest.raises(ValueError, match=r"sample_size \[8, 12\]; it must be one number"):
+        DiffusionPrior(pipeline)
+
+
+def test_a_precision_by_its_name_is_refused(folder1):
+    """Diffusers would go on in float32."""
+    with pytest.raises(ValueError, match=r"dtype is 'float16'; it must be a torch.dtype"):
+        DiffusionPrior.from_pretrained(folder1, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nor/this", "~/nor_this", "a/b/c"])
+def test_a_folder_that_is_not_there(name):
+    with pytest.raises(ValueError, match=rf"model is '{name}'; there is no such folder"):
+        DiffusionPrior.from_pretrained(name)
+
+
+def test_progress_bars_are_as_they_were(folder1):
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as of_transformers
+
+    load(folder1)
+    assert of_diffusers.is_progress_bar_enabled() and of_transformers.is_progress_bar_enabled()
+    of_diffusers.disable_progress_bar()
+    try:
+        with loading.quietly():
+            assert not of_transformers.is_progress_bar_enabled()
+            assert not are_progress_bars_disabled()  # a download of gigabytes shows its own
+        assert not of_diffusers.is_progress_bar_enabled() and of_transformers.is_progress_bar_enabled()
+    finally:
+        of_diffusers.enable_progress_bar()
+
+
 def test_code_in_a_model_is_not_run(folder1, tmp_path):
     model, trace = shutil.copytree(folder1, tmp_path / "model"), tmp_path / "trace"
     (model / "unet" / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
@@ -673,8 +741,11 @@ def test_bad_input_is_refused_by_name(prior1):
         prior1.denoiser(3)
     with pytest.raises(ValueError, match=r"prompt is \[\]"):
         prior1.denoiser([])
-    with pytest.raises(ValueError, match="scale is nan"):
-        prior1.denoiser("", scale=math.nan)
+    for scale in (math.nan, math.inf, "3", None, [1.0, 2.0]):
+        with pytest.raises(ValueError, match=f"scale is {re.escape(repr(scale))}; it must be a finite number"):
+            prior1.denoiser("", scale=scale)
+    with pytest.raises(ValueError, match=r"z has shape \(0, 4, 8, 8\)"):
+        prior1.denoiser("")(z[:0], 1.0)
     with pytest.raises(ValueError, match=r"sigma is -1.0; it must be >= 0"):
         denoise(z, -1.0)
     with pytest.raises(ValueError, match=r"sigma has shape \(2, 4, 1, 1\); it may not vary within a latent"):

@@ -64,3 +64,21 @@ def test_shades_stay_apart_and_in_order():
     line = shown[shown.shape[0] // 2 + 40, :, 0]
     inside = line[line < 255]
     assert (np.diff(inside) >= 0).all() and len(set(inside)) == 63
+
+
+def test_a_gallery_has_room_for_its_names():
+    """Also where a figure is saved as it is, not cropped: the frames of `explore`."""
+    images = torch.zeros(2, 2, 3, 32, 32)
+    fig = figures.gallery(images, ("a long name", "b"), ("two\nlines", "one"))
+    box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    plt.close(fig)
+    assert box.x0 >= -0.01 and box.y0 >= -0.01 and box.x1 <= width + 0.01 and box.y1 <= height + 0.01
+
+
+def test_a_gallery_refuses_by_name():
+    images = torch.zeros(2, 3, 3, 32, 32)
+    for wrong in (images[0], images[:, :, :1], (255 * images).byte(), images[:0]):
+        with pytest.raises(ValueError, match=r"images have shape .* it must be \(rows, columns, 3, H, W\)"):
+            figures.gallery(wrong)
+    with pytest.raises(ValueError, match="2 rows and 4 columns of names for 2 and 3 of images"):
+        figures.gallery(images, ("a", "b"), ("1", "2", "3", "4"))
