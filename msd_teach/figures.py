@@ -63,14 +63,14 @@ def show(fig: Figure, alt: str) -> None:
 def png(fig: Figure) -> bytes:
     """The figure as a picture, the same bytes in every run; closes it.
 
-    160 colours, a third of the bytes: chosen so that small marks keep theirs, then fitted to all pixels for the sake of shades.
+    128 colours, a third of the bytes: chosen so that small marks keep theirs, then fitted to all pixels for the sake of shades.
     """
     stamp(fig)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
     picture, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
-    palette = picture.quantize(160, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette = picture.quantize(128, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     palette.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 

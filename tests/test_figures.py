@@ -58,7 +58,7 @@ def test_the_same_figure_has_the_same_bytes():
 
 
 def test_shades_stay_apart_and_in_order():
-    """160 colours are enough for 64 greys and a label."""
+    """128 colours are enough for 64 greys and a label."""
     ramp = torch.linspace(0, 1, 64).expand(1, 1, 3, 64, 64)
     shown = pixels(figures.png(figures.gallery(ramp, ["ramp"])))
     line = shown[shown.shape[0] // 2 + 40, :, 0]
