@@ -130,7 +130,7 @@ class DiffusionPrior:
     def time(self, sigma: Tensor) -> Tensor:
         """The training step, fractional, at noise level σ: linear in log σ, and clamped to the trained range."""
         table = self.levels.to(sigma.device).log()
-        log_sigma = sigma.to(table).log().clamp(table[0], table[-1]).contiguous()
+        log_sigma = sigma.to(table).clamp(self.sigma_min, self.sigma_max).log().contiguous()
         above = torch.searchsorted(table, log_sigma).clamp(min=1)
         return above - (table[above] - log_sigma) / (table[above] - table[above - 1])
 

@@ -168,6 +168,9 @@ def test_training_steps_are_found_again(prior):
     assert prior.time(between).item() == pytest.approx(499.5)
     ends = prior.time(torch.tensor([0.0, prior.sigma_min / 2, prior.sigma_max * 2, 1e9], dtype=torch.float64))
     assert ends.tolist() == [0, 0, 999, 999]
+    zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    prior.time(zero).backward()
+    assert zero.grad == 0
 
 
 def test_the_familiar_levels(prior):
