@@ -201,9 +201,9 @@ checks.denoise_from_v(denoise_from_v)
 r"""
 ## What a noise level looks like
 
-Nothing in this book has depended on what $y$ is, and $y$ is now a latent: the output of the autoencoder's first half, scaled so that its numbers have about unit variance. Eight or four pixels a side shrink to one latent pixel of four channels.
+Nothing in this book has depended on what $y$ is, and $y$ is now a latent: the output of the autoencoder's first half, scaled so that its numbers have about unit variance. Every 8 × 8 pixels (4 × 4 in the pocket model) become one latent pixel of four channels.
 
-So $\sigma$ and $\lambda$ have a unit: *the standard deviation of a latent number*. The top rows below show what the autoencoder keeps, the lower rows what a noise level means for one picture: what the decoder makes of $z = y + \sigma n$ (brought back to unit variance), and of the denoiser's answer.
+So $\sigma$ and $\lambda$ have a unit: *the standard deviation of a latent number*. The first figure below shows what the autoencoder keeps, the second what a noise level means for one picture: what the decoder makes of $z = y + \sigma n$ (brought back to unit variance), and of the denoiser's answer.
 
 **Predict.** From which $\sigma$ on will the decoded $z$ be unrecognisable to you? And $D(z; \sigma)$, that has read the caption?
 """
@@ -213,10 +213,8 @@ truth = pictures()
 with torch.no_grad():
     y = encode(truth)
     back = prior.decode(y)
-    latent = (y[:, 1:] - y[:, 1:].amin((2, 3), keepdim=True)) / (
-        y[:, 1:].amax((2, 3), keepdim=True) - y[:, 1:].amin((2, 3), keepdim=True)
-    )
-shown = interpolate(latent, SIDE, mode="nearest")
+low, high = y[:, 1:].amin((2, 3), keepdim=True), y[:, 1:].amax((2, 3), keepdim=True)
+shown = interpolate((y[:, 1:] - low) / (high - low), SIDE, mode="nearest")  # three channels as colours
 levels = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 denoise = prior.denoiser(PROMPTS[1], scale=1.0)
 with torch.no_grad():
@@ -244,14 +242,14 @@ figures.show(
 )
 error = 10 * math.log10(1 / (truth - back).square().mean().item())
 print(
-    f"autoencoder: {error:.1f} dB over these four pictures; latents have mean {y.mean():.2f}, root mean square {rms(y):.2f}"
+    f"autoencoder: {error:.1f} dB over these four pictures; latents have mean {live(y).mean():.2f}, root mean square {rms(y):.2f}"
 )
 
 # %% [markdown]
 r"""
 What the autoencoder loses, thin lines and speckles along edges, no sampler can bring back: it is the ceiling of everything below.
 
-The decoded $z$ is still a duck at $\sigma = 1$ and none at 3; the denoiser's answer is this duck up to 3, and at 10 another one. So below 0.3 it is texture that is being decided, above 3 layout and colour, and in between the shape gets sharp. Chapter 06 annealed λ from 0.22 to 0.003 on densities of size 0.5; here the unit is another. A bandwidth worth annealing from is one at which $D(x; \lambda)$ still changes the object, and one to stop at leaves the picture as it is.
+The decoded $z$ is still a duck at $\sigma = 1$ and none at 3; the denoiser's answer is this duck up to 3, and at 10 a ragged mixture of such ducks. So below 0.3 it is texture that is being decided, and from 3 to 0.3 the shape gets sharp. What is left for above 3 is the rough layout, as the next figure shows. Chapter 06 annealed λ from 0.22 to 0.003 on densities of size 0.5; here the unit is another. Start annealing where $D(x; \lambda)$ still changes the object; stop where it changes nothing that can be seen.
 
 > **An unused channel.** One of the pocket model's four latent channels carries nothing: the encoder puts noise of unit variance there, and the decoder ignores it. Once a decoder does that, the KL term is the only gradient that the channel gets, and however small its weight ($10^{-6}$ here), it drives the channel to $\mathcal N(0, 1)$. It is left out of the pictures and numbers of this chapter. It is also why latents are drawn from the encoder's posterior, as in training, instead of taking its mean: zeros, where the UNet has only ever seen noise, would be an input of its own kind.
 
@@ -339,7 +337,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Euler's error halves when the calls double: first order, chapter 02's law, on a network. With 48 calls it ends 0.025 away from the solution, with guidance 0.05; the object is the same, and its details are not quite. Heun is *worse* at 6 calls, and but for one case at 12 too, where its steps are too coarse for its order to show. From 24 calls on it wins, and at 96 it is two and a half to eight times closer. Guidance doubles Euler's error and takes from Heun most of what Karras's grid had given it.
+From 12 calls on Euler's error halves when the calls double: first order, chapter 02's law, on a network. With 48 calls it ends 0.025 away from the solution, with guidance 0.05; the object is the same, and its details are not quite. Heun is *worse* at 6 calls, and but for one case at 12 too, where its steps are too coarse for its order to show. From 24 calls on it wins, and at 96 it is two and a half to eight times closer. Guidance doubles Euler's error from there on, and undoes most of what Karras's grid had gained for Heun.
 
 ## Prompts, and what the scale does
 
@@ -377,7 +375,7 @@ KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["r
 
 
 @torch.no_grad()
-def draw(prompts, scale, n, steps=None, **options):
+def draw(prompts, scale, n, steps=None):
     """Latents drawn for prompts (one for each item of n's last batch axis) from unit noise n."""
     levels = prior.sigmas(steps or pick(smoke=4, laptop=30))
     *_, y = sample(
@@ -404,7 +402,7 @@ explore(
 
 # %% [markdown]
 r"""
-Place and mostly the pose are the seed's, and are kept. What is lost is first what was wrong, a blue roof on a green car, the stub of a handle; then, at the largest scale, edges harden and details appear that nobody asked for.
+Place and mostly the pose are the seed's, and are kept; the background is not. What is lost is first what was wrong, a blue roof on a green car, the stub of a handle; then, at the largest scale, edges harden and details appear that nobody asked for.
 
 Now numbers, over many seeds. Two can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1) and their **spread** (the root mean square deviation among samples of one prompt). The pocket model allows a third, since its world is known: **obedience**, the shares of samples in which a classifier that shares neither weights nor data with the model sees the kind, the colour and the view of the prompt.
 
@@ -430,12 +428,11 @@ def limited(low, high, scale):
 
 
 HIGH = 7.5
-settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 12.0))}
-settings |= {
+settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 12.0))} | {
     f"s = {HIGH:g}, σ > 3": limited(3.0, math.inf, HIGH),
     f"s = {HIGH:g}, 0.5 < σ ≤ 3": limited(0.5, 3.0, HIGH),
+    f"s = {HIGH:g}, σ ≤ 0.5": limited(0.0, 0.5, HIGH),
 }
-settings |= {f"s = {HIGH:g}, σ ≤ 0.5": limited(0.0, 0.5, HIGH)}
 table = {}
 for name, scale in tqdm(settings.items(), leave=False):
     latents = draw(PROMPTS, scale, noise(MANY, 4, seed=30), steps=pick(smoke=4, laptop=25))
@@ -465,9 +462,9 @@ figures.show(
 
 # %% [markdown]
 r"""
-The kind needs no guidance, the colour a little, the view a lot: 67 ± 6 per cent at $s = 1$, 97 ± 2 at 3. The price is in the left panel: latents grow, from 0.91 at $s = 1$ to 1.11 at 3 and 1.28 at 7.5, and the decoder shows it as harder contrast. The spread among samples, which guidance is said to reduce, grows with them; only measured against the size it falls, from 0.74 to 0.68 at $s = 3$, and then creeps up again. Four prompts and 64 samples saturate, so they cannot show that obedience has a maximum as well. It has: over 1000 samples of all kinds of prompts (`MODEL_CARD.md` of the pocket model) it falls again from $s = 3$ to 7.5, the colour from 99.7 to 96.0 per cent, the view from 92.6 to 89.8.
+The kind needs no guidance, the colour a little, the view a lot: 67 ± 6 per cent at $s = 1$, 97 ± 2 at 3. The price is in the left panel: latents grow, from 0.91 at $s = 1$ to 1.11 at 3 and 1.28 at 7.5, and the decoder shows it as harder contrast. The spread among samples, which guidance is said to reduce, grows with them; only measured against the size it falls, from 0.74 to 0.68 at $s = 3$, and then creeps up again. Four prompts and 64 samples saturate, so they cannot show that obedience has a maximum. It has: over 1000 samples of all kinds of prompts (`MODEL_CARD.md` of the pocket model) it falls again from $s = 3$ to 7.5, the colour from 99.7 to 96.0 per cent, the view from 92.6 to 89.8.
 
-The last three rows say where all this happens. Nearly all of the growth can be had at the noisy end alone, where $\sigma > 3$ gives 1.27 of the 1.28; the middle alone gives 1.10. For obedience the two do equally well, the rest less. So the middle is the better place, as Kynkäänniemi et al. found. But $s = 3$ everywhere has the same size and a better view: for this model a smaller scale is as good a remedy as an interval.
+The last three rows say where all this happens. Nearly all of the growth can be had at the noisy end alone, where $\sigma > 3$ gives 1.27 of the 1.28; the middle alone gives 1.10. For obedience the two do equally well, the rest less. So the middle is the better place, as Kynkäänniemi et al. found. But $s = 3$ everywhere has the same size, and a view no worse (97 ± 2 against 92 ± 3); what the interval has over it is spread, 0.81 against 0.76.
 
 > **A convention, once more.** The paper's Eq. 13 is $(1 + w)\,c - w\,u$, so its $w = 7.5$ would be $s = 8.5$ here, while the code bases that it builds on write $u + s\,(c - u)$ and use $s = 7.5$. By the table above, such a step of one in $s$ adds about 0.04 to the size.
 
@@ -480,7 +477,7 @@ The last three rows say where all this happens. Nearly all of the growth can be 
 
 # %% tags=["break-it"]
 trip = {}
-for scale in (1.0, SCALE, 7.5):
+for scale in dict.fromkeys((1.0, SCALE, 7.5)):
     denoise = prior.denoiser(PROMPTS, scale=scale)
     for steps in LADDER:
         levels = grids["even in t"](steps)
@@ -501,7 +498,7 @@ fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n}
 figures.show(
     fig,
     alt="Two pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
-    "many steps. With many all return; with five the guided ones are distorted.",
+    "many steps. With many all return; with six the guided ones are distorted.",
 )
 
 # %% tags=["check"]
@@ -511,11 +508,11 @@ assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
 
 # %% [markdown]
 r"""
-Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; at five it does not. But look at the norm at the top. For four latents together chance makes $|n|/\sqrt d$ deviate from 1 by about one per cent. Unguided inversion ends 6 per cent short, guided inversion with $s = 3$ ends 19 per cent too long, and with 7.5 twice as long: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been. The paper does not say how it inverts for its centre. This book does it without guidance, and the next figure has both.
+Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; with six it does not. But look at the norm at the top. For four latents together chance makes $|n|/\sqrt d$ deviate from 1 by about one per cent. Unguided inversion ends 6 per cent short, guided inversion with $s = 3$ ends 19 per cent too long, and with 7.5 twice as long: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been. The paper does not say how it inverts for its centre. This book does it without guidance; the next figure has both.
 
 ## The product density of a text-to-image model
 
-Now the object that this book is about. A latent $x$, given; a prompt; and the density of pictures near $x$ that fit the prompt, $q(y \mid x) \propto p(y \mid \text{prompt})\,\mathcal N(y; x, \lambda^2 I)$. Chapter 04's exact sampler and chapter 05's stable one run as they are. For $x$ take a picture of the first prompt that something has gone wrong with: a blurred one.
+Now the object that this book is about. A latent $x$, given; a prompt; and the density of pictures near $x$ that fit the prompt, $q(y \mid x) \propto p(y \mid \text{prompt})\,\mathcal N(y; x, \lambda^2 I)$. Chapter 04's exact sampler and chapter 05's stable one run as they are. For $x$ take a damaged picture of the first prompt: a blurred one.
 
 Four rows of samples follow, and a fifth without any sampling, the mean shift's single call. The paper's sampler is Algorithm 2 as it describes it for Stable Diffusion, the kernel centred on the inverted path of $x$.
 
@@ -529,19 +526,18 @@ def blurred(images, cells):
     return interpolate(interpolate(images, cells, mode="bilinear", antialias=True), SIDE, mode="bilinear")
 
 
-STEPS = pick(smoke=4, laptop=25, gpu=25)
-SIGMAS = prior.sigmas(STEPS)
+SIGMAS = prior.sigmas(pick(smoke=4, laptop=25))
 UNGUIDED, GUIDED = prior.denoiser(PROMPTS[0], scale=1.0), prior.denoiser(PROMPTS[0], scale=SCALE)
 
 
 @torch.no_grad()
-def near(x, bandwidth, kernel, seeds, centre=None, **options):
-    """One sample near x (1, …) for each seed; `centre` is the denoiser that inverts x, or None for x itself."""
-    stack = x.expand(len(seeds), *x.shape[1:])
+def near(x, bandwidth, kernel, count, centre=None, **options):
+    """`count` samples near x (1, …); `centre` is the denoiser that inverts x, or None for x itself."""
+    stack = x.expand(count, *x.shape[1:])
     if centre is not None:
         path = reversed(list(invert(centre, x, SIGMAS, "euler")))
         options["centre"] = [c.expand_as(stack) for c in path]
-    generator = torch.Generator().manual_seed(100 + seeds[0])
+    generator = torch.Generator().manual_seed(100)
     *_, y = sample_product(GUIDED, stack, bandwidth, SIGMAS, kernel, solver="euler", generator=generator, **options)
     return y
 
@@ -554,7 +550,7 @@ SAMPLERS = {
     "sum, inverted, guided": ("exponential", GUIDED),
 }
 x, BANDWIDTHS = encode(blurred(truth[:1], 10)), (0.3, 1.0, 3.0, 10.0)
-rows = {name: [near(x, λ, kernel, [0], centre)[0] for λ in BANDWIDTHS] for name, (kernel, centre) in SAMPLERS.items()}
+rows = {name: [near(x, λ, kernel, 1, centre)[0] for λ in BANDWIDTHS] for name, (kernel, centre) in SAMPLERS.items()}
 with torch.no_grad():
     rows["one call D(x; λ)"] = [GUIDED(x, λ)[0] for λ in BANDWIDTHS]
     sheet = torch.stack([torch.stack([prior.decode(v) for v in [x[0], *row]]) for row in rows.values()])
@@ -562,20 +558,20 @@ fig = figures.gallery(sheet, list(rows), ["x", *(f"λ = {λ:g}" for λ in BANDWI
 figures.show(
     fig,
     alt="Samples near a blurred picture for bandwidths 0.3 to 10: exact product sampler, sum of scores centred on x, on the path inverted without and with guidance, and the single call of the "
-    "denoiser. At 0.3 all stay near x; at 10 the samplers draw some object of that name, and the single call is a blur in a pale halo.",
+    "denoiser. At 0.3 all stay near x; at 10 the samplers draw some object of that name, and the single call is a red-rimmed blob on mottled ground.",
 )
 
 # %% [markdown]
 r"""
-Read the columns first. At $\lambda = 0.3$ all rows still show this $x$, and the exact sampler has begun to sharpen it. At $\lambda = 10$ the samplers have all but forgotten it and draw some house; the last row shows what a single call says there, and it is no house, nor a mean of houses.
+Read the columns first. At $\lambda = 0.3$ all rows still show this $x$, and all but the fourth have begun to sharpen it. At $\lambda = 10$ the samplers have all but forgotten it and draw some house; the last row shows what a single call says there, and it is no house, nor a mean of houses.
 
-In between the rows differ. The exact sampler repairs the picture: at $\lambda = 1$ walls and roof are in place, with light patches where the windows were, and at 3 it is another house. The sum centred on $x$ has had its randomness taken away at the noisy end, as chapter 04 said, and draws a smooth, simplified house without windows. The inverted centre, the paper's, exaggerates: the house shrinks at $\lambda = 1$ and bursts at 3. Is it because the centre was found by one flow, and the model's step is made by another, the guided one? The fourth row lets guidance do both, and it is worse, a swollen thing without a roof. (One seed a cell; the next figure has four.) The single call at $\lambda = 1$ keeps door, walls and roof at the price of one call.
+In between the rows differ. The exact sampler repairs the picture: at $\lambda = 1$ walls and roof are in place, with light patches where the windows were, and at 3 it is another house. The sum centred on $x$ has had its randomness taken away at the noisy end, as chapter 04 said, and draws a smooth, simplified house without windows. The inverted centre, the paper's, exaggerates: the house shrinks at $\lambda = 1$ and bursts at 3. Is it because the centre was found by one flow, and the model's step is made by another, the guided one? The fourth row lets guidance do both, and it is worse, a swollen thing without a roof. (One seed a cell; the next figures have four, for the exact and the paper's sampler.) The single call at $\lambda = 1$ keeps door, walls and roof, for one guided call.
 
 > **Erratum, or rather an omission: Fig. 6 and Eq. 15.** The bandwidths of Figure 6 are given as $\lambda_1 = 10^{-2}$, $\lambda_2 = 10$, $\lambda_3 = 10^3$, without a unit. Eq. 15 uses them in $e^{\Delta t/\lambda^2}$ and does not say what $t$ is.
 >
 > *With $t = \sigma^2$ it is exact.* The paper's kernel $e^{-|y - x|^2/\lambda^2}$ has the score $-2(z - x)/\lambda^2$. The flow of a score is $\mathrm dz = -\sigma\,\mathrm d\sigma$ times it, here $(z - x)\,\mathrm d(\sigma^2)/\lambda^2$, so that $z - x$ shrinks by $e^{\Delta(\sigma^2)/\lambda^2}$ in a step.
 >
-> Then $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. If $t$ is the number of the training step it leaves $e^{-999/100} = 5\cdot10^{-5}$; if it is σ, $e^{-14.6/100} = 0.86$, next to nothing. The first and the third value mean "all" and "nothing" with each of them. (The grid of this page starts at $\sigma = 11.7$, and Algorithm 2 takes the first step's contraction once more at the start.)
+> Then $\lambda_2 = 10$ is a standard deviation of $10/\sqrt2 = 7.1$ latent units: the kernel leaves the factor $e^{-\sigma_{\max}^2/\lambda_2^2} = e^{-2.1} = 0.12$ of the starting noise. If $t$ is the number of the training step it leaves $e^{-999/100} = 5\cdot10^{-5}$; if it is σ, the kernel leaves $e^{-14.6/100} = 0.86$ and does next to nothing. The first and the third value mean "all" and "nothing" with each of them. (The grid of this page starts at $\sigma = 11.7$, and Algorithm 2 takes the first step's contraction once more at the start.)
 
 ## Figure 6, with a unit
 
@@ -609,7 +605,7 @@ grid6 = {}
 for block, row in tqdm(blocks.items(), leave=False):
     for name, x in states.items():
         for j, (kernel, bandwidth, options) in enumerate(row):
-            grid6[block, name, j] = near(x, bandwidth, kernel, [0, 1, 2, 3], **options)
+            grid6[block, name, j] = near(x, bandwidth, kernel, 4, **options)
 
 
 # %%
@@ -632,7 +628,7 @@ def sheet6(*chosen):
 figures.show(
     sheet6("t = σ²", "t = step"),
     alt="Figure 6 of the paper on this model: state of the picture from early to late down, bandwidth across, four seeds in each cell; the paper's sampler with time read as σ² "
-    "and as training step. With σ², the middle bandwidth makes a red house of the earliest smear and sharpens the blur; with the training step it returns both almost unchanged.",
+    "and as training step. With σ², the middle bandwidth makes a red lump with a chimney of the earliest smear and sharpens the blur; with the training step it returns both almost unchanged.",
 )
 
 # %%
@@ -651,9 +647,9 @@ for block in blocks:
 
 # %% [markdown]
 r"""
-On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear becomes a red house, mostly with a door, the blur becomes sharp, the finished house stays what it is. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. The paper shows an intermediate state there, with some variance. So over the full range of noise levels, of the three readings, its numbers make sense with $t = \sigma^2$ only, the one under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
+On the clock $t = \sigma^2$ the middle column is different from both neighbours: the early smear becomes a red lump with a chimney, mostly with a door; the blur becomes sharp; the finished house stays, slightly warped. On the training-step clock the paper's $\lambda_2 = 10$ is next to its $\lambda_1$: four seeds, one picture (spread 0.00), and that picture is nearly $x$. By the paper's text the variance *shrinks* on the way from $\lambda_3$; here it would be gone at once. So over the full range of noise levels, of the three readings ($t = \sigma$ by its factor 0.86 alone), its numbers make sense with $t = \sigma^2$ only, the one under which Eq. 15 is true. This is no proof: the paper also limits the kernel to an interval that it does not give, and with the right interval the other clock could be made to show something in between.
 
-Three sentences of the paper can be checked here. At high bandwidth the sampler "degenerates to vanilla denoising": yes, the third columns are plain samples, whatever $x$ is. The output "can degrade if the kernel term dominates while $x^k$ is not 'in-distribution'": yes, that is the early row. And, "at final stages", "with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": here the first column of the *early* row returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) What would be a criterion is a bandwidth at which unconverged states *do* move: compare the rows of the exact sampler at $\lambda = 0.3$, which are 0.42 and 0.20 away from the early and the late state with a spread of 0.14 of their own.
+Three sentences of the paper can be checked here. At high bandwidth the sampler "degenerates to vanilla denoising": yes, the columns $\lambda = 1000$ are plain samples, whatever $x$ is. The output "can degrade if the kernel term dominates while $x^k$ is not 'in-distribution'": yes, that is the early row. And, "at final stages", "with a low bandwidth $\lambda_1$, our denoised latent $z_0 \approx x^k$. This provides us with a convergence criteria": here the early row at $\lambda = 0.01$ returns the blob just as faithfully (the distances in the table). A small $\lambda$ pins any $x$; arriving there says nothing about having converged. (As the paper uses it, it is the end of the schedule and not a test: one stops when λ is below a threshold.) A criterion needs a bandwidth at which unconverged states *do* move: at $\lambda = 0.3$ the exact sampler's draws lie 0.42 from the early state and 0.20 from the late one, with spreads of 0.14 and 0.13 of their own.
 
 ### Exercise 8.2 · The kernel behind a clock (★★, 15 min)
 
@@ -676,7 +672,7 @@ def kernel_at(bandwidth, levels, step):
 
 
 checks.kernel_at(kernel_at)
-# At its end, λ_t = 0.01, the kernel is nowhere wider than 0.01: below the smallest noise level of the training.
+# At its end, λ_t = 0.01, the kernel is nowhere wider than 0.0114: far below the smallest trained noise level, 0.029.
 for λ in (0.01, 10, 1000):
     print(f"λ_t = {λ:g}:", ", ".join(f"{kernel_at(λ, prior.levels, t):.3g} at t = {t}" for t in (100, 500, 980)))
 
@@ -723,7 +719,7 @@ checks.trace_per_dimension(trace_per_dimension)
 r"""
 Two kinds of input: a clean latent $x = y$, which is what mean-shift distillation converges to, and $x = y + \lambda n$, the only kind that the network was trained on at level λ. Chapter 07 saw in 32 dimensions that the first are out of distribution. Here $d$ is a thousand, and on Stable Diffusion sixteen thousand.
 
-(With the noisy one the exact sampler puts questions with the right amount of noise at *every* level, exercise 7.1; with the clean one it begins with hardly any, and ends with the right amount.)
+(If $x$ carries noise λ, the exact sampler's questions carry the right amount at *every* level, exercise 7.1; if $x$ is clean, they carry too little at first and the right amount only at the end.)
 
 Before a sampler may judge a network, it has to be judged. For Gaussian data all is known: if $J$ is the factor by which the denoiser shrinks deviations, draws have variance $\lambda^2 J$.
 """
@@ -736,15 +732,15 @@ print(f"{'λ':>6}" + "".join(f"{f'J = {J:g}':>11}" for J in SHRINK.tolist()))
 for λ in (0.1, 0.3, 1.0, 3.0, 10.0):
     data_variance = λ**2 * SHRINK / (1 - SHRINK)
     gaussian = GaussianMixture(torch.ones(1), torch.zeros(1, 4), torch.diag(data_variance)[None])
-    clean = torch.zeros(20_000, 4)
-    *_, y = sample_product(gaussian.denoise, clean, λ, FINER, "exact", generator=torch.Generator().manual_seed(0))
-    judged[λ] = y.var(0) / (λ**2 * SHRINK)
+    here, generator = torch.zeros(20_000, 4), torch.Generator().manual_seed(0)
+    *_, drawn = sample_product(gaussian.denoise, here, λ, FINER, "exact", generator=generator)
+    judged[λ] = drawn.var(0) / (λ**2 * SHRINK)
     print(f"{λ:6g}" + "".join(f"{ratio:11.2f}" for ratio in judged[λ].tolist()))
 assert pick(smoke=True, laptop=(judged[1.0] - 1).abs().max() < 0.1)
 
 # %% [markdown]
 r"""
-From 0.3 to 3 the sampler is right to a few per cent, in all but the narrowest directions. At 0.1 it is not: the network has never been asked below $\sigma = 0.03$, and the last step from there answers with a mean. (At 10 the largest noise level, 14.6, is too near to λ.)
+From 0.3 to 3 the sampler is right to a few per cent, in all but the narrowest directions. At 0.1 it is not: the grid ends at the smallest level of the training, 0.03, and the last step from there answers with a mean. (At 10 the largest noise level, 14.6, is too near to λ. And this judges the spread alone: for Gaussian data the sampler's mean is right by construction.)
 
 **Predict.** For which kind of input will the mean of the draws agree with the single call? Will the network be too sure of itself (draws that spread less than its own Jacobian says), or not sure enough?
 """
@@ -765,7 +761,7 @@ def power(latents):
 
 
 def identities(denoise, x, bandwidth, seed=6):
-    """Per item of x: |D − x|², |mean of draws − D|² less what chance adds, variance of the draws, λ² tr J/d."""
+    """Per item, each per latent number: |D − x|², |mean of draws − D|² less chance, variance of draws, λ² tr J/d."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         call = denoise(x, bandwidth)
@@ -818,22 +814,22 @@ axes[0].legend()
 figures.show(
     fig,
     alt="Tests of a network by its own identities against the bandwidth, for clean and for noisy inputs. Left: distance of the mean of draws from the single call, "
-    "in standard deviations of a draw. Right: trace of the Jacobian over the variance of draws, which is 1 for a posterior: near it on noisy inputs, far below zero on clean ones from a bandwidth of 1 on.",
+    "in standard deviations of a draw. Right: trace of the Jacobian over the variance of draws, which is 1 for a posterior: near it on noisy inputs up to 3, below zero on clean ones from 1 on and far below from 3 on.",
 )
 
 # %% [markdown]
 r"""
-On noisy inputs, the network's home, many questions and one nearly agree. The means differ by 0.2 to 0.4 standard deviations of a draw up to $\lambda = 3$. The draws spread a little *less* than the Jacobian says, by 10 to 15 per cent from 0.3 to 3. (At 3 that is an average: single pictures differ by half, in both directions. At 10 the traces are too uncertain to say anything, and at 0.1 the sampler is at fault.) It is no posterior mean, but close to one.
+On noisy inputs, the kind it was trained on, many calls and one nearly agree. The means differ by 0.2 to 0.4 standard deviations of a draw up to $\lambda = 3$. The trace exceeds the variance of the draws by 15 ± 3 per cent at 0.3, where the sampler may owe a part of it, and by 12 ± 9 and 10 ± 24 at 1 and 3, where it may be chance. (At 10 the traces are too uncertain to say anything, and at 0.1 the sampler is at fault.) It is no posterior mean, but close to one.
 
-On clean inputs the two identities break at different places. The *mean*, which is all that mean shift uses, is as good as on noisy inputs up to $\lambda = 1$: 0.30 deviations against 0.27. At 3 it is 0.95 against 0.36, and at 10 the single call moves $x$ by 1.85, twice the size of the data. The *covariance* holds at 0.3 and is gone at 1, where the trace is **negative**: $-0.076$, with draws of variance $0.080$. Numbers of $x$ pushed up lower the answer at the same place, on average, which no posterior mean does.
+On clean inputs the two identities break at different places. The *mean*, which is all that mean shift uses, is as good as on noisy inputs up to $\lambda = 1$: 0.30 deviations against 0.27. At 3 it is 0.95 against 0.36, and at 10 the single call moves $x$ by 1.85, nearly twice the size of the data. The *covariance* holds at 0.3 and is gone at 1, where the trace is **negative**: $-0.076$, with draws of variance $0.080$. Numbers of $x$ pushed up lower the answer at the same place, on average, which no posterior mean does.
 
-This is the out-of-distribution objection of chapter 07, measured on latents with a thousand dimensions, and it has a threshold: between 1 and 3 for the mean. A clean point is a bad question when the noise it should carry would be visible; below that the network hardly notices that the noise is missing. Guidance makes it worse: at $\lambda = 1$ the means are already 0.66 deviations apart, at 3 1.6.
+This is the out-of-distribution objection of chapter 07, measured on latents with a thousand dimensions, and it has a threshold: between 1 and 3 for the mean. For the mean, a clean point becomes a bad question when the noise that it should carry would hide the picture, as σ = 3 hid the duck; the derivative notices earlier that the noise is missing. With guidance the means are 0.66 deviations apart at $\lambda = 1$ and 1.6 at 3. How much of that is the clean input, and how much the guidance, which owes us no identity, these rows cannot say.
 
-What does it mean for a choice between one call and the average of $N$ draws? The average is $1/\sqrt N$ deviations off. So at $\lambda = 1$ it takes ten draws to do better than one call, at 3 a single one, if the draws are the better witness. (They too begin with a clean $x$.)
+What does it mean for a choice between one call and the average of $N$ draws? The average is $1/\sqrt N$ deviations off. So at $\lambda = 1$ it takes eleven draws to do better than one call, and at 3 two, if the draws are the better witness. (They too begin with a clean $x$.)
 
 ## Which variant to expect to win
 
-So here is a small preview of chapter 09, without any image generator: optimise latents themselves, from a grey picture, with `distill` and plain gradient descent. With weight 1 a step of size $\eta$ moves $x$ the share $\eta$ of the way to its target; here it is one half. Same prompts, same falling λ, same number of steps; calls differ, and are given.
+So here is a small preview of chapter 09, without any image generator: optimise latents themselves, from grey with noise of 0.3, with `distill` and plain gradient descent. With weight 1 a step of size $\eta$ moves $x$ the share $\eta$ of the way to its target; here it is one half. Same prompts, same falling λ (but for plain SDS), same number of steps; calls differ, and are given.
 
 **Predict** the order.
 """
@@ -854,7 +850,7 @@ def switch(above, below):
     return lambda denoise, x, progress, *more: (above if FALL(progress) > 1 else below)(denoise, x, progress, *more)
 
 
-inverted = prior.denoiser(PROMPTS * RUNS, scale=1.0)
+unguided = prior.denoiser(PROMPTS * RUNS, scale=1.0)
 METHODS = {
     "SDS": SDS(),
     "SDS annealed": noisy,
@@ -863,7 +859,7 @@ METHODS = {
     "noisy, then clean": switch(noisy, clean),
     "noisy, then stop": switch(noisy, stop),
     "MSD, exact": MSD("exact", FALL, FEW, solver="euler"),
-    "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=inverted),
+    "MSD, sum, inverted": MSD("exponential", FALL, FEW, solver="euler", inversion=unguided),
 }
 
 # %%
@@ -894,11 +890,11 @@ figures.show(
 
 # %% [markdown]
 r"""
-The judge is no help, since nearly all of these pictures obey. Size, spread and the eye are. Annealed SDS, the *control*, draws things in one piece, at the size of the data. Mean shift puts a clean $x$ to the network at $\lambda = 8$ and ends with latents of size 1.25, one sand-coloured background for all, and a bear that comes apart; its runs differ half as much, since it draws nothing, and what differs is left over from the start. Exact MSD, whose sampler begins with the same question, is in between. The sum with an inverted centre costs fifteen times the calls and has the hardest contrast.
+The judge is no help, since nearly all of these pictures obey. Size, spread and the eye are. Annealed SDS, the *control*, draws things in one piece, at the size of the data. Mean shift puts a clean $x$ to the network at $\lambda = 8$ and ends with latents of size 1.25, one sand-coloured background for all, and a bear that comes apart; its runs differ half as much: it draws no noise, so all that differs comes from the start. Exact MSD, whose sampler begins with the same question, is in between. The sum with an inverted centre costs fifteen times the calls; its runs differ most, and its pictures are the most distorted, with dark streaks and torn faces.
 
-Are the first, clean questions to blame? The two mixed rows say so. *Clean, then noisy* looks like mean shift, and *noisy, then clean* like annealed SDS: what is asked above $\lambda = 1$ decides. What is asked below decides little, but it has to be asked: *noisy, then stop* has the layout and the size and lacks the edges of roof and chimney. Plain SDS, which never lowers its noise, lacks even the faces, as chapter 03 said it would.
+Are the first, clean questions to blame? The two mixed rows say so. *Clean, then noisy* looks like mean shift, and *noisy, then clean* like annealed SDS: what is asked above $\lambda = 1$ decides. What is asked below decides little of the object, though it can change a background (both bears, from lilac to grey). But it has to be asked: *noisy, then stop* has the layout and the size and lacks the edges of roof and chimney. Plain SDS, which never lowers its noise, lacks even the faces, as chapter 03 leads one to expect.
 
-So the hypothesis for chapter 09 reads: *above $\lambda \approx 1$ ask noisy questions, by annealed SDS; below it either kind will do, and mean shift's needs no noise.* What chapter 06 found in the plane, that with an exact denoiser nothing beats mean shift, can hold below the threshold only. Whether any of it survives an image generator, Adam and a large model is to be measured.
+So the hypothesis for chapter 09 reads: *above $\lambda \approx 1$ ask noisy questions, by annealed SDS; below it either kind will do, and mean shift's needs no noise.* Chapter 06's result, that with an exact denoiser nothing beats mean shift, can be expected here only below the threshold, where the single call is still close to the mean. Whether any of it survives an image generator, Adam and a large model is to be measured.
 
 ## A few lines to the real model
 
@@ -913,7 +909,7 @@ or, for this whole chapter, `BUDGET=gpu make lab`; a folder in the diffusers lay
 
 ### Open task 8 · Figure 6 on Stable Diffusion
 
-The paper's figure has three states of one optimisation, at the iterations 100, 200 and 400. With a GPU, run 400 steps of `distill` on a 512-pixel image with the paper's settings, keep these three states, and draw the two paper blocks of our figure. Which clock gives the paper's pictures? Its text says that at the end $z_0 \approx x^k$; does the centre alone do that, as chapter 05 claims, whatever λ is?
+The paper's figure has three states of one optimisation, at the iterations 100, 200 and 400. With a GPU, run 400 steps of `distill` on a 512-pixel image with the paper's settings, keep these three states, and draw the two paper blocks of our figure. Which clock gives the paper's pictures? Its text says that at the end $z_0 \approx x^k$; does the centre alone do that, as chapter 05 claims, for every $x$ if λ is small?
 """
 
 # %% [markdown]
