@@ -378,9 +378,7 @@ KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["r
 def draw(prompts, scale, n, steps=None):
     """Latents drawn for prompts (one for each item of n's last batch axis) from unit noise n."""
     levels = prior.sigmas(steps or pick(smoke=4, laptop=30))
-    *_, y = sample(
-        prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler", **options
-    )
+    *_, y = sample(prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler")
     return y
 
 
