@@ -12,7 +12,7 @@ r"""
 
 You will put a text-to-image model behind the interface of chapter 02, sample and invert it with the functions of chapters 02 to 05, draw from its product density, and measure what none of the toy chapters could: how far a network that was trained on pictures strays from being a posterior mean.
 
-*Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* about ten minutes of computing on one CPU core, two hours of reading and exercises; on a GPU not yet measured. *Before this:* chapters 02, 04 and 05; chapters 03, 06 and 07 for the last third.
+*Hardware:* any laptop for the small model that comes with this package; a GPU for Stable Diffusion itself. *Time:* about ten minutes of computing on two CPU cores, two hours of reading and exercises; on a GPU not yet measured. *Before this:* chapters 02, 04 and 05; chapters 03, 06 and 07 for the last third.
 """
 
 # %% [markdown]
@@ -281,14 +281,14 @@ Since samplers are generators, the way down comes for free.
 
 # %%
 denoise = prior.denoiser(PROMPTS[0], scale=SCALE)
-chosen = [round(i * (len(path) - 1) / 5) for i in range(6)]
+chosen = [round(i * (len(path) - 1) / 4) for i in range(5)]
 with torch.no_grad():
     state = torch.cat([prior.decode(path[i] / (1 + sigmas[i] ** 2).sqrt().item()) for i in chosen])
     answer = torch.cat([prior.decode(denoise(path[i], sigmas[i].item())) for i in chosen])
 fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"σ = {sigmas[i]:.2g}" for i in chosen])
 figures.show(
     fig,
-    alt="One guided sample on its way: six noise levels from 11 down to 0.04, the decoded state above the decoded answer of the denoiser, "
+    alt="One guided sample on its way: five noise levels from 11 down to 0.04, the decoded state above the decoded answer of the denoiser, "
     "which shows the object's place first, then its shape, then its details.",
 )
 
