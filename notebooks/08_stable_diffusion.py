@@ -496,7 +496,7 @@ fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n}
 figures.show(
     fig,
     alt="Two pictures and what comes back from inversion followed by sampling, without guidance, with the usual and with strong guidance, for few and for "
-    "many steps. With many all return; with six the guided ones are distorted.",
+    "many steps. With many all return; with six the strongly guided ones are distorted.",
 )
 
 # %% tags=["check"]
@@ -506,7 +506,7 @@ assert trip[1.0, LADDER[-1]][0] < trip[1.0, LADDER[0]][0]
 
 # %% [markdown]
 r"""
-Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; with six it does not. But look at the norm at the top. For four latents together chance makes $|n|/\sqrt d$ deviate from 1 by about one per cent. Unguided inversion ends 6 per cent short, guided inversion with $s = 3$ ends 19 per cent too long, and with 7.5 twice as long: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been. The paper does not say how it inverts for its centre. This book does it without guidance; the next figure has both.
+Without guidance the round trip closes, at about the rate that Heun's order promises. With guidance it closes too, given enough steps, since it is one ODE in both directions; with six it ends 0.3 and 0.7 away. But look at the norm at the top. For four latents together chance makes $|n|/\sqrt d$ deviate from 1 by about one per cent. Unguided inversion ends 6 per cent short, guided inversion with $s = 3$ ends 19 per cent too long, and with 7.5 twice as long: *reversible is not the same as typical*. A point that comes back to its picture need not be one that the sampler would ever have started from, and what one does to it on the way, such as blending it with a kernel, happens where the network has not been. The paper does not say how it inverts for its centre. This book does it without guidance; the next figure has both.
 
 ## The product density of a text-to-image model
 
