@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -124,7 +125,7 @@ def guided(
 
 def check_scale(scale: object) -> None:
     """Refuse a guidance scale that is neither a function nor made of finite numbers."""
-    number = isinstance(scale, int | float) or (isinstance(scale, Tensor) and not scale.is_complex())
+    number = isinstance(scale, Real) or (isinstance(scale, Tensor) and not scale.is_complex())
     if not callable(scale) and not (number and torch.as_tensor(scale).isfinite().all()):
         raise ValueError(f"scale is {scale!r}; it must be a finite number, a tensor of them, or a function of sigma")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -99,7 +100,8 @@ class DiffusionPrior:
 
         Raises:
             ValueError: prompts that are no strings, do not match in number, or have words that the pocket model never
-                read; a scale that is no finite number. When called: z that is no batch of latents, or does not fit the prompts.
+                read; a scale that is no finite number. When called: z that is no batch of latents, or does not fit the
+                prompts.
         """
         check_scale(scale)
         c, u = self._contexts(prompt, "prompt"), self._contexts(negative, "negative")
@@ -120,7 +122,7 @@ class DiffusionPrior:
         """
         leading = self.scheduler.config["timestep_spacing"] == "leading"
         limit = len(self.levels) - (self.scheduler.config["steps_offset"] if leading else 0)
-        if not isinstance(steps, int) or not 1 <= steps <= limit:
+        if not isinstance(steps, Integral) or not 1 <= steps <= limit:
             raise ValueError(f"steps is {steps!r}; it must be an integer from 1 to {limit}")
         self.scheduler.set_timesteps(steps)
         grid = self.levels[self.scheduler.timesteps[:steps]]  # rounding appends a t = −1 to some "trailing" grids

@@ -63,7 +63,7 @@ def show(fig: Figure, alt: str) -> None:
 def png(fig: Figure) -> bytes:
     """The figure as a picture, the same bytes in every run; closes it.
 
-    128 colours, a third of the bytes: chosen so that small marks keep theirs, then fitted to all pixels for the sake of shades.
+    128 colours, a third of the bytes: chosen so that small marks keep theirs, then fitted to all pixels, for shades.
     """
     stamp(fig)
     buffer = io.BytesIO()

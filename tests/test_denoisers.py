@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +156,7 @@ def test_bad_input_is_refused_by_name():
         denoise(data, torch.ones(5, 2))
     with pytest.raises(ValueError, match="scale is nan; it must be a finite number"):
         guided(denoise, denoise, math.nan)
+    assert guided(denoise, denoise, np.float32(2))(data, 0.1).isfinite().all()
 
 
 def test_small_and_large_sigma_in_one_call():
