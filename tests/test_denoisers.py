@@ -156,7 +156,7 @@ def test_bad_input_is_refused_by_name():
         denoise(data, torch.ones(5, 2))
     with pytest.raises(ValueError, match="scale is nan; it must be a finite number"):
         guided(denoise, denoise, math.nan)
-    assert guided(denoise, denoise, np.float32(2))(data, 0.1).isfinite().all()
+    assert guided(denoise, denoise, np.float32(2))(data, 0.1).isfinite().all()  # type: ignore[arg-type]
 
 
 def test_small_and_large_sigma_in_one_call():
