@@ -461,6 +461,22 @@ def test_live_face(monkeypatch):
     assert metadata["image/png"]["alt"] == ALT
 
 
+def test_live_sliders_tell_equal_values_apart_and_open_at_none(monkeypatch):
+    monkeypatch.delenv("MSD_TEACH_STATIC", raising=False)
+    drawn: list[object] = []
+
+    def remember(choice: object):
+        drawn.append(choice)
+        return plt.figure()
+
+    live = explore(remember, alt=ALT, choice=[None, 1, True])
+    assert isinstance(live, Live)
+    slider = live.widget.children[0]
+    slider.index = 1
+    slider.index = 2
+    assert [repr(choice) for choice in drawn] == ["None", "1", "True"]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
