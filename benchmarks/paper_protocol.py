@@ -15,8 +15,8 @@ from _timing import best_times, peak_memory, report
 from ideal_denoiser import direct
 
 from msd_teach import IdealDenoiser, fractal
+from msd_teach.runs.tables import PROTOCOL, start_points
 from msd_teach.schedules import uniform_time
-from msd_teach.tables import PROTOCOL, start_points
 from msd_teach.tensors import noise_like
 
 SAMPLES, SLICE = 1000, 8192

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from msd_teach.cache import whole
+from msd_teach.files import whole
 from msd_teach.pocket import weights
 from msd_teach.pocket.data import SEEDS
 from msd_teach.pocket.evaluate import BARS, PILOT_SEED, SAMPLE_SEED, Figures, card_figures, draw, load_pipeline

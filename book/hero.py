@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from msd_teach import MeanShift, distill, fractal
-from msd_teach.figures import BLUE, RED, density, lattice, paths, planes, points
+from msd_teach.lesson.figures import BLUE, RED, density, lattice, paths, planes, points
 from msd_teach.schedules import geometric
 
 mixture = fractal("AB")

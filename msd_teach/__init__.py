@@ -1,10 +1,10 @@
 """Mean-shift distillation: a diffusion model turned into a gradient towards the modes of its distribution."""
 
 from .denoisers import Denoiser, IdealDenoiser, counted, guided
-from .densities import GaussianMixture, checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
-from .diffusion import DiffusionPrior
 from .distill import Rendered, StepInfo, distill
-from .learned import LearnedDenoiser, train_denoiser
+from .latent.prior import DiffusionPrior
+from .plane.densities import GaussianMixture, checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
+from .plane.learned import LearnedDenoiser, train_denoiser
 from .product import product_denoiser, sample_product
 from .sampling import invert, karras_sigmas, sample
 from .targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import tables
-from .budget import NAMES
+from .lesson.budget import NAMES
+from .runs import tables
 
 
 def main() -> None:

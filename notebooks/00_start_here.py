@@ -37,8 +37,9 @@ import matplotlib
 import numpy as np
 import torch
 
-from msd_teach import IdealDenoiser, budget, checks, figures, fractal, guided
-from msd_teach.budget import pick
+from msd_teach import IdealDenoiser, fractal, guided
+from msd_teach.lesson import budget, checks, figures
+from msd_teach.lesson.budget import pick
 
 generator = torch.Generator().manual_seed(0)
 

@@ -35,8 +35,9 @@ from sklearn.cluster import MeanShift
 from sklearn.metrics import adjusted_rand_score
 from tqdm.auto import tqdm
 
-from msd_teach import GaussianMixture, IdealDenoiser, checks, eight_gaussians, explore, figures, fractal, pinwheel
-from msd_teach.budget import pick
+from msd_teach import GaussianMixture, IdealDenoiser, eight_gaussians, fractal, pinwheel
+from msd_teach.lesson import checks, explore, figures
+from msd_teach.lesson.budget import pick
 
 generator = torch.Generator().manual_seed(0)
 

@@ -37,17 +37,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from msd_teach import (
     GaussianMixture,
     IdealDenoiser,
-    checks,
     eight_gaussians,
-    figures,
     fractal,
     invert,
     karras_sigmas,
     product_denoiser,
     sample,
 )
-from msd_teach.budget import pick
-from msd_teach.explore import explore
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import pick
+from msd_teach.lesson.explore import explore
 
 # %% [markdown]
 r"""

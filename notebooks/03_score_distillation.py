@@ -30,11 +30,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm.auto import tqdm
 
-from msd_teach import IdealDenoiser, checks, distill, figures, guided, karras_sigmas, sample
-from msd_teach.budget import pick
-from msd_teach.densities import eight_gaussians, fractal, pinwheel, spiral
-from msd_teach.explore import distillation_canvas
-from msd_teach.landscape import interpolate, mean_shift_potential, sds_field, sds_potential, stationary_points
+from msd_teach import IdealDenoiser, distill, guided, karras_sigmas, sample
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import pick
+from msd_teach.lesson.explore import distillation_canvas
+from msd_teach.plane.densities import eight_gaussians, fractal, pinwheel, spiral
+from msd_teach.plane.landscape import interpolate, mean_shift_potential, sds_field, sds_potential, stationary_points
 from msd_teach.sampling import vp_sigma
 from msd_teach.schedules import (
     annealed,

@@ -31,19 +31,9 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm.auto import tqdm
 
-from msd_teach import (
-    GaussianMixture,
-    checks,
-    counted,
-    figures,
-    fractal,
-    guided,
-    karras_sigmas,
-    product_denoiser,
-    sample,
-    sample_product,
-)
-from msd_teach.budget import pick
+from msd_teach import GaussianMixture, counted, fractal, guided, karras_sigmas, product_denoiser, sample, sample_product
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import pick
 
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")

@@ -35,9 +35,10 @@ import torch
 from scipy.integrate import solve_ivp
 from tqdm.auto import tqdm
 
-from msd_teach import checks, counted, figures, fractal, invert, karras_sigmas, product_denoiser, sample_product
-from msd_teach.budget import pick
-from msd_teach.explore import explore
+from msd_teach import counted, fractal, invert, karras_sigmas, product_denoiser, sample_product
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import pick
+from msd_teach.lesson.explore import explore
 from msd_teach.sampling import solver_step, vp_sigma
 
 p = fractal()

@@ -36,26 +36,14 @@ from tqdm.auto import tqdm
 
 # %%
 import msd_teach
-from msd_teach import (
-    MSD,
-    SDI,
-    SDS,
-    IdealDenoiser,
-    MeanShift,
-    checks,
-    distill,
-    figures,
-    guided,
-    karras_sigmas,
-    landscape,
-    metrics,
-    records,
-    sample,
-    tables,
-)
-from msd_teach.budget import NAME, pick
-from msd_teach.densities import fractal
-from msd_teach.replay import replay_canvas
+from msd_teach import MSD, SDI, SDS, IdealDenoiser, MeanShift, distill, guided, karras_sigmas, sample
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import NAME, pick
+from msd_teach.lesson.replay import replay_canvas
+from msd_teach.measure import plane as metrics
+from msd_teach.plane import landscape
+from msd_teach.plane.densities import fractal
+from msd_teach.runs import records, tables
 from msd_teach.schedules import annealed, cosine, geometric, linear, unit_weight
 from msd_teach.targets import Target
 

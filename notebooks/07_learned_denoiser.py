@@ -36,13 +36,15 @@ import torch
 from tqdm.auto import tqdm
 
 import msd_teach
-from msd_teach import MSD, SDS, IdealDenoiser, MeanShift, checks, distill, figures, guided, records, tables
-from msd_teach.budget import NAME, pick
-from msd_teach.cache import cache_folder
-from msd_teach.densities import GaussianMixture, eight_gaussians, fractal, pinwheel
-from msd_teach.landscape import least_squares_potential
-from msd_teach.learned import EXPONENT, LearnedDenoiser, train_denoiser, training
+from msd_teach import MSD, SDS, IdealDenoiser, MeanShift, distill, guided
+from msd_teach.files import cache_folder
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import NAME, pick
+from msd_teach.plane.densities import GaussianMixture, eight_gaussians, fractal, pinwheel
+from msd_teach.plane.landscape import least_squares_potential
+from msd_teach.plane.learned import EXPONENT, LearnedDenoiser, train_denoiser, training
 from msd_teach.product import sample_product
+from msd_teach.runs import records, tables
 from msd_teach.sampling import karras_sigmas, sample
 from msd_teach.schedules import annealed, dreamfusion_weight, linear, uniform_time, unit_weight
 

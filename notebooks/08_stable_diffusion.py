@@ -38,9 +38,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from msd_teach import MSD, SDS, DiffusionPrior, GaussianMixture, MeanShift, checks, distill, figures, guided
-from msd_teach.budget import pick
-from msd_teach.explore import explore
+from msd_teach import MSD, SDS, DiffusionPrior, GaussianMixture, MeanShift, distill, guided
+from msd_teach.lesson import checks, figures
+from msd_teach.lesson.budget import pick
+from msd_teach.lesson.explore import explore
 from msd_teach.pocket import WEIGHTS
 from msd_teach.pocket.data import meaning
 from msd_teach.pocket.judge import Judge

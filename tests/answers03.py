@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from msd_teach import checks
+from msd_teach.lesson import checks
 
 
 def target(predict, x, n, alpha_bar):

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from msd_teach import checks, product_denoiser
+from msd_teach import product_denoiser
+from msd_teach.lesson import checks
 
 
 def share(d, bandwidth):

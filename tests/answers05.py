@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from msd_teach import checks, karras_sigmas
+from msd_teach import karras_sigmas
+from msd_teach.lesson import checks
 from msd_teach.sampling import solver_step
 
 

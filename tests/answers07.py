@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from msd_teach import checks
+from msd_teach.lesson import checks
 
 
 def share(bandwidth, sigma, own):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.func import jvp
 
-from msd_teach import checks
+from msd_teach.lesson import checks
 
 
 def from_v(z, sigma, v):

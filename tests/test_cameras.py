@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from msd_teach.cameras import Cameras, orbit, random_cameras
+from msd_teach.render.cameras import Cameras, orbit, random_cameras
 
 
 def test_azimuth_0_stands_on_z_and_90_on_x() -> None:

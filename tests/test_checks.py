@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msd_teach import IdealDenoiser, checks
-from msd_teach.checks._compare import compare
+from msd_teach import IdealDenoiser
+from msd_teach.lesson import checks
+from msd_teach.lesson.checks._compare import compare
 
 
 def softmax_step(x: Tensor, points: Tensor, bandwidth: float) -> Tensor:

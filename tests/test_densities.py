@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from msd_teach import checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
-from msd_teach.densities import SPREAD
+from msd_teach.plane.densities import SPREAD
 
 
 def entropy(mixture, n=200_000, seed=0):

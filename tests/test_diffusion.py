@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msd_teach import MSD, DiffusionPrior, counted, guided, invert, product_denoiser, sample, sample_product
-from msd_teach import pretrained as loading
 from msd_teach.denoisers import cost
+from msd_teach.latent import loading as loading
 from msd_teach.schedules import linear
 
 pytest.importorskip("diffusers")

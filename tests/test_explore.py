@@ -15,8 +15,8 @@ from PIL import Image, ImageStat
 from playwright.sync_api import BrowserContext, Page
 
 from msd_teach import GaussianMixture, eight_gaussians, fractal
-from msd_teach.explore import Live, distillation_canvas, explore, mean_shift_canvas, replay_canvas
-from msd_teach.web import Page as Printed
+from msd_teach.lesson.explore import Live, distillation_canvas, explore, mean_shift_canvas, replay_canvas
+from msd_teach.lesson.web import Page as Printed
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msd_teach import budget, figures
+from msd_teach.lesson import budget, figures
 
 
 @pytest.fixture(autouse=True)

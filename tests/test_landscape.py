@@ -6,8 +6,9 @@ import torch
 from reference import random_mixture
 from torch import Tensor
 
-from msd_teach import GaussianMixture, fractal, landscape
-from msd_teach.landscape import (
+from msd_teach import GaussianMixture, fractal
+from msd_teach.plane import landscape
+from msd_teach.plane.landscape import (
     interpolate,
     least_squares_potential,
     mean_shift_potential,

@@ -7,17 +7,9 @@ import torch
 from reference import random_mixture
 from torch.nn.functional import silu
 
-from msd_teach import (
-    GaussianMixture,
-    LearnedDenoiser,
-    eight_gaussians,
-    guided,
-    karras_sigmas,
-    learned,
-    sample,
-    train_denoiser,
-)
-from msd_teach.learned import follow, power_exponent, training
+from msd_teach import GaussianMixture, LearnedDenoiser, eight_gaussians, guided, karras_sigmas, sample, train_denoiser
+from msd_teach.plane import learned
+from msd_teach.plane.learned import follow, power_exponent, training
 
 
 def some_network(dimensions: int = 2, width: int = 16) -> LearnedDenoiser:

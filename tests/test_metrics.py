@@ -7,8 +7,9 @@ from reference import random_mixture
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from msd_teach import GaussianMixture, metrics
-from msd_teach.metrics import best_multiple, efficiency, mmd2, nll, precision_recall
+from msd_teach import GaussianMixture
+from msd_teach.measure import plane as metrics
+from msd_teach.measure.plane import best_multiple, efficiency, mmd2, nll, precision_recall
 
 NAN = float("nan")
 

@@ -22,7 +22,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from msd_teach.cache import save_atomically
+from msd_teach.files import save_atomically
 from msd_teach.pocket import autoencoder, clip, data, evaluate, judge, train, training, unet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, WORDS, Prompt
 

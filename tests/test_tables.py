@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from msd_teach import __main__ as cli
-from msd_teach import records, tables
 from msd_teach.denoisers import IdealDenoiser
 from msd_teach.product import sample_product
-from msd_teach.tables import DENSITIES, METHODS, PRINTED, PROTOCOL, SMOKE, Row
+from msd_teach.runs import records, tables
+from msd_teach.runs.tables import DENSITIES, METHODS, PRINTED, PROTOCOL, SMOKE, Row
 
 RESULTS = Path(__file__).parents[1] / "results"
 

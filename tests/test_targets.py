@@ -23,7 +23,7 @@ from msd_teach import (
     sample,
     sample_product,
 )
-from msd_teach.landscape import sds_field, stationary_points
+from msd_teach.plane.landscape import sds_field, stationary_points
 from msd_teach.sampling import vp_sigma
 from msd_teach.schedules import (
     annealed,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from msd_teach.cameras import Cameras
 from msd_teach.pocket.scene import REACH
 from msd_teach.pocket.world import (
     BACKGROUNDS,
@@ -20,6 +19,7 @@ from msd_teach.pocket.world import (
     random_examples,
     render,
 )
+from msd_teach.render.cameras import Cameras
 
 FRONT, SIDE, BACK, OVERHEAD = 0, 1, 2, 3
 PICTURES: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cache import cache_folder
+from ..files import cache_folder
 from .data import Renders, load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..cache import cache_folder
+from ..files import cache_folder
 from .data import load_renders, meaning
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS, WORDS, Prompt

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cache import cache_folder, save_atomically
+from ..files import cache_folder, save_atomically
 from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
 
 WORLD = 1  # raise it whenever renders change: what older worlds left in the cache is then ignored

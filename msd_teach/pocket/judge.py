@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cache import cache_folder
+from ..files import cache_folder
 from .data import labels, load_renders
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..render.cameras import Cameras
 from .kinds import KINDS, Parts
 from .shapes import Points
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..cache import cache_folder
+from ..files import cache_folder
 from . import autoencoder, clip, judge, unet
 from .data import load_renders
 from .evaluate import Figures, autoencoder_figures, clip_figures, judge_figures, missed, sample_figures

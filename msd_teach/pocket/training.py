@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..cache import save_atomically
+from ..files import save_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cache import cache_folder, save_atomically
+from ..files import cache_folder, save_atomically
 from .clip import LENGTH, tokens
 from .data import load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet

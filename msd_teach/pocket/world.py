@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..cameras import BACK_BORDER, FRONT_BORDER, VIEWS, Cameras
+from ..render.cameras import BACK_BORDER, FRONT_BORDER, VIEWS, Cameras
 from .kinds import KINDS
 from .scene import BACKGROUNDS, COLOURS, Render, Scene, render
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import GaussianMixture
+from ..plane.mixture import GaussianMixture
 
 BLOCK = 2**20  # distances held at once
 PAIRED = 4096  # the most reference points whose pairs enter the median: 8 million distances, 64 MiB

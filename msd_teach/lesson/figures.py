@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ..plane.mixture import GaussianMixture
 from . import budget
-from .mixture import GaussianMixture
 
 # Okabe and Ito's palette: told apart with every common colour blindness, and here also by line style or marker.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#222222"

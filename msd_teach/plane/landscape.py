@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..schedules import SigmaLaw, Weight, dreamfusion_weight, uniform_time
+from ..tensors import per_item
 from .mixture import GaussianMixture
-from .schedules import SigmaLaw, Weight, dreamfusion_weight, uniform_time
-from .tensors import per_item
 
 Field = Callable[[Tensor], Tensor]
 """Points (n, 2) to vectors (n, 2)."""

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..sampling import karras_sigmas, solver_step
+from ...sampling import karras_sigmas, solver_step
 from ._compare import Exercise, checker, compare
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..mixture import GaussianMixture
-from ..product import product_denoiser
+from ...plane.mixture import GaussianMixture
+from ...product import product_denoiser
 from ._compare import Exercise, checker, compare
 
 

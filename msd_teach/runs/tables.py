@@ -18,17 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import densities, learned, metrics, records
-from .cache import cache_folder
-from .denoisers import Denoiser, IdealDenoiser, counted
-from .distill import distill
-from .learned import train_denoiser
-from .mixture import GaussianMixture
+from ..denoisers import Denoiser, IdealDenoiser, counted
+from ..distill import distill
+from ..files import cache_folder
+from ..measure import plane as metrics
+from ..plane import densities, learned
+from ..plane.learned import train_denoiser
+from ..plane.mixture import GaussianMixture
+from ..sampling import karras_sigmas, sample
+from ..schedules import annealed, dreamfusion_weight, linear, uniform_sigma, uniform_time, unit_weight
+from ..targets import MSD, SDI, SDS, MeanShift, Method, Target
+from ..tensors import noise_like
+from . import records
 from .records import Record
-from .sampling import karras_sigmas, sample
-from .schedules import annealed, dreamfusion_weight, linear, uniform_sigma, uniform_time, unit_weight
-from .targets import MSD, SDI, SDS, MeanShift, Method, Target
-from .tensors import noise_like
 
 RECIPE = 1  # raise it whenever a figure of the tables moves: cached and stored rows of older recipes are ignored
 DENSITIES = {"fractal": densities.fractal, "spiral": densities.spiral, "pinwheel": densities.pinwheel}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser, _Guided, check_scale
-from .pretrained import check_parts, check_prompt, load
-from .tensors import noise_like, per_item
+from ..denoisers import Denoiser, _Guided, check_scale
+from ..tensors import noise_like, per_item
+from .loading import check_parts, check_prompt, load
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -65,7 +65,7 @@ class DiffusionPrior:
         """Loads a model by name: safetensors only, and never code from the model's repository.
 
         `model` is "pocket" (the small model in this package), "stable-diffusion" (the first that loads of
-        `msd_teach.pretrained.STABLE_DIFFUSION_IDS`), an id on the Hugging Face Hub, or a folder in the diffusers layout.
+        `msd_teach.latent.loading.STABLE_DIFFUSION_IDS`), an id on the Hugging Face Hub, or a folder in the diffusers layout.
         Left out, it is what the environment variable MSD_TEACH_MODEL names, or else "pocket".
 
         `device` is the GPU if there is one; `dtype` float16 there and float32 on the CPU. `slicing` computes attention

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ..denoisers import IdealDenoiser
-from ..mixture import GaussianMixture
+from ...denoisers import IdealDenoiser
+from ...plane.mixture import GaussianMixture
 from ._compare import Exercise, checker, compare
 
 

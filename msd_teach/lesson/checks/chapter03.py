@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..mixture import GaussianMixture
+from ...plane.mixture import GaussianMixture
 from ._compare import Exercise, checker, compare
 
 

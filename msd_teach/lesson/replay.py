@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..plane.mixture import GaussianMixture
 from .canvases import DIGITS, entropy, extent
-from .mixture import GaussianMixture
 from .web import Page, assemble
 
 GRID = (

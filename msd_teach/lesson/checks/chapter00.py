@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..denoisers import IdealDenoiser
+from ...denoisers import IdealDenoiser
 from ._compare import Exercise, checker, compare
 
 

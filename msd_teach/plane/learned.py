@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .cache import save_atomically
+from ..files import save_atomically
+from ..tensors import noise_like, per_item
 from .mixture import GaussianMixture
-from .tensors import noise_like, per_item
 
 SIGMA_DATA = 0.5  # standard deviation that the network expects of the data, an axis
 SILU_GAIN = 0.596  # root mean square of SiLU of a standard normal variable

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mixture import GaussianMixture
+from ..plane.mixture import GaussianMixture
 from .web import Page, assemble
 
 DIGITS = 6  # significant digits of a mixture's numbers in a page: far below a pixel

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .tensors import noise_like, per_item
+from ..tensors import noise_like, per_item
 
 TABLE = 2**18  # values of a (points, components) table held at once: 2 MiB, what a core's cache holds
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..product import product_denoiser
+from ...product import product_denoiser
 from ._compare import Exercise, checker, compare
 
 

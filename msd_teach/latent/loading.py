@@ -148,7 +148,7 @@ def candidates(model: str | Path | None) -> list[str]:
     """
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
     if named == POCKET:
-        from .pocket import weights
+        from ..pocket import weights
 
         return [str(weights())]
     if named == STABLE_DIFFUSION:
@@ -161,8 +161,8 @@ def candidates(model: str | Path | None) -> list[str]:
 
 def check_prompt(name: str, text: str) -> None:
     """Refuse words that the pocket model has never read, with a ValueError; other tokenizers read anything."""
-    from . import pocket
-    from .pocket.world import check_words
+    from .. import pocket
+    from ..pocket.world import check_words
 
     if Path(name).resolve() == pocket.WEIGHTS.resolve():
         check_words(text)

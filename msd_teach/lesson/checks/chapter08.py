@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..sampling import vp_sigma
+from ...sampling import vp_sigma
 from ._compare import Exercise, checker, compare
 
 

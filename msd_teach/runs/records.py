@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cache import cache_folder, whole
+from ..files import cache_folder, whole
 
 Record = dict[str, Any]
 
@@ -66,16 +66,16 @@ def summary(rows: Sequence[Record], figure: str) -> tuple[float, float]:
 
 def commit() -> str:
     """The commit of the working tree, with "-dirty" if the package differs from it; empty outside of one."""
-    here = str(Path(__file__).parent)
+    package = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         try:
             return subprocess.run(
-                ["git", "-C", here, *words], capture_output=True, text=True, timeout=30
+                ["git", "-C", str(package), *words], capture_output=True, text=True, timeout=30
             ).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
-    if not git("ls-files", "records.py"):
+    if not git("ls-files", "runs/records.py"):
         return ""
     return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")

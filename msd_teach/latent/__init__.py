@@ -1,0 +1,1 @@
+"""Stable Diffusion's family as a denoiser in latents; the one room that knows diffusers."""

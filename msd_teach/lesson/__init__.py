@@ -1,0 +1,1 @@
+"""What a chapter shows and asks: sizes, figures, moving pictures, exercises."""

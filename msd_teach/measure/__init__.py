@@ -1,0 +1,1 @@
+"""Figures of merit, each with a referee in the tests."""

@@ -1,0 +1,1 @@
+"""What has parameters θ and makes pictures of them; no line here knows a denoiser."""

@@ -1,0 +1,1 @@
+"""What takes hours, writes files and goes on where it was stopped."""
