@@ -1,5 +1,6 @@
 """Mean-shift distillation: a diffusion model turned into a gradient towards the modes of its distribution."""
 
+from . import pocket  # which hands the bundled model to the loader
 from .denoisers import Denoiser, IdealDenoiser, counted, guided
 from .distill import Rendered, StepInfo, distill
 from .latent.prior import DiffusionPrior
@@ -36,6 +37,7 @@ __all__ = [
     "invert",
     "karras_sigmas",
     "pinwheel",
+    "pocket",
     "product_denoiser",
     "sample",
     "sample_product",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .lesson.budget import NAMES
 from .runs import tables
 
 
@@ -15,13 +14,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("tables", help="compute what is missing of Tables 1 and 2, then write results/")
     making.add_argument(
-        "--budget", choices=NAMES, default="laptop", help="gpu: the paper's sample sizes, a day on two cores"
+        "--budget", choices=tables.SIZES, default="laptop", help="gpu: the paper's sample sizes, a day on two cores"
     )
     making.add_argument("--table", choices=tables.ROWS, action="append", help="only this one")
     making.add_argument("--denoiser", choices=("ideal", "learned"), action="append", help="only this one")
     making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
     options = parser.parse_args()
-    sizes = tables.SMOKE if options.budget == "smoke" else tables.PROTOCOL
+    sizes = tables.SIZES[options.budget]
     folder = options.folder or Path("executed/smoke" if options.budget == "smoke" else "results")
     for table in options.table or tables.ROWS:
         rows = tables.ROWS[table](options.budget)

@@ -25,17 +25,14 @@ You will write the paper's Algorithm 2 in ten lines, run it with everything in i
 
 # %%
 import itertools
-import json
 import math
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from tqdm.auto import tqdm
 
 # %%
-import msd_teach
 from msd_teach import MSD, SDI, SDS, IdealDenoiser, MeanShift, distill, guided, karras_sigmas, sample
 from msd_teach.lesson import checks, figures
 from msd_teach.lesson.budget import NAME, pick
@@ -363,8 +360,7 @@ sweep = {}
 for name, q in tqdm(densities.items(), leave=False):
     ends = [run(MeanShift(linear(λ, END)), GRID, q.denoise)[0][-1] for λ in starts]
     sweep[name] = torch.tensor([judge(x, name) for x in ends])
-RESULTS = Path(msd_teach.__file__).parents[1] / "results"
-paper = json.loads((RESULTS / "paper.json").read_text())
+paper = records.read("paper")
 theirs = {row["density"]: row for row in records.select(paper["table2"], denoiser="ideal", method="MSD")}
 
 # %%
@@ -685,10 +681,7 @@ One comparison is still unfair. A draw by the samplers of chapters 04 and 05 cos
 """
 
 # %%
-stored = {}
-for table in ("table1", "table2"):
-    stored[table] = json.loads((RESULTS / f"{table}.json").read_text())["rows"]
-    stored[table] = records.select(stored[table], denoiser="ideal")
+stored = {table: records.select(records.read(table)["rows"], denoiser="ideal") for table in ("table1", "table2")}
 
 
 def entry(name, method, figure, samples=1):

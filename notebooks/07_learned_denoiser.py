@@ -27,15 +27,12 @@ r"""
 """
 
 # %%
-import json
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from tqdm.auto import tqdm
 
-import msd_teach
 from msd_teach import MSD, SDS, IdealDenoiser, MeanShift, distill, guided
 from msd_teach.files import cache_folder
 from msd_teach.lesson import checks, figures
@@ -765,9 +762,7 @@ The full protocol (25 × 25 starts, three seeds, each with a network of its own)
 """
 
 # %%
-RESULTS = Path(msd_teach.__file__).parents[1] / "results"
-stored = json.loads((RESULTS / "table2.json").read_text())["rows"] if (RESULTS / "table2.json").exists() else []
-printed = json.loads((RESULTS / "paper.json").read_text())["table2"]
+stored, printed = records.read("table2")["rows"], records.read("paper")["table2"]
 SCALE = {"nll": 1, "precision": 1, "recall": 1, "mmd": 1e4}
 WIDTH = {"nll": 7, "precision": 5, "recall": 5, "mmd": 5}  # of the standard errors
 

@@ -479,9 +479,8 @@ def test_the_environment_names_the_model(folder1, monkeypatch):
 
 def test_without_a_name_it_is_the_pocket_model(folder1, tmp_path, monkeypatch):
     monkeypatch.delenv("MSD_TEACH_MODEL", raising=False)
-    from msd_teach import pocket
-
-    monkeypatch.setattr(pocket, "weights", lambda: folder1)
+    pocket = loading.BUNDLED["pocket"]
+    monkeypatch.setitem(loading.BUNDLED, "pocket", pocket._replace(verified=lambda: folder1))
     assert DiffusionPrior.from_pretrained(device="cpu").name == str(folder1)
     assert DiffusionPrior.from_pretrained("pocket", device="cpu").name == str(folder1)
 
@@ -712,11 +711,10 @@ def test_too_little_gpu_memory(folder1, monkeypatch):
 
 
 def test_only_the_pocket_model_refuses_words_it_never_read(folder1, monkeypatch):
-    from msd_teach import pocket
-
     prior = load(folder1)
     prior.denoiser("a red zeppelin")
-    monkeypatch.setattr(pocket, "WEIGHTS", folder1)
+    pocket = loading.BUNDLED["pocket"]
+    monkeypatch.setitem(loading.BUNDLED, "pocket", pocket._replace(folder=folder1))
     for options in ({"prompt": "a blu house"}, {"prompt": WORDS[0], "negative": "a blu house"}):
         with pytest.raises(ValueError, match=r"'a blu house' has unknown words: 'blu' \(nearest: blue"):
             prior.denoiser(**options)

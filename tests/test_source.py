@@ -135,13 +135,6 @@ def test_the_book_has_every_chapter():
     assert listed >= {path.stem for path in CHAPTERS}
 
 
-def test_modules_are_short():
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in (ROOT / "msd_teach").rglob("*.py")
-    }
-    assert not {name: length for name, length in lengths.items() if length > 250}
-
-
 def test_no_absolute_paths():
     sources = [
         path

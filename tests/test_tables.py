@@ -16,8 +16,6 @@ from msd_teach.product import sample_product
 from msd_teach.runs import records, tables
 from msd_teach.runs.tables import DENSITIES, METHODS, PRINTED, PROTOCOL, SMOKE, Row
 
-RESULTS = Path(__file__).parents[1] / "results"
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -70,7 +68,7 @@ def test_data_reference_and_noise_are_independent():
 @pytest.mark.parametrize("name", ["mean shift", "DDIM"])
 def test_stored_rows_come_out_again(name):
     row = Row("fractal", "ideal", name, 1, 0)
-    stored, fresh = tables.stored("table2", PROTOCOL, RESULTS)[row], tables.table2(row, PROTOCOL)
+    stored, fresh = tables.stored("table2", PROTOCOL, records.RESULTS)[row], tables.table2(row, PROTOCOL)
     # another processor rounds differently; where points gather in a speck, recall and MMD hang on single stragglers
     for figure in ("nll", "precision", "recall", "mmd") if name == "DDIM" else ("nll", "precision"):
         assert fresh[figure] == pytest.approx(stored[figure], abs=0.03), figure
@@ -175,7 +173,7 @@ def test_a_record_outlives_a_missing_git(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("table", ["table1", "table2"])
 def test_stored_results_keep_their_schema(table, monkeypatch):
-    stored = json.loads((RESULTS / f"{table}.json").read_text())
+    stored = records.read(table)
     assert stored["sizes"] == PROTOCOL._asdict() | {"reference": tables.REFERENCE, "recipe": tables.RECIPE}
     assert len(stored["commit"].removesuffix("-dirty")) == 40
     assert set(stored["versions"]) == {"python", "torch"}
@@ -201,7 +199,7 @@ def test_stored_results_keep_their_schema(table, monkeypatch):
 
 def test_the_stored_orders():
     """The three orders that hold in every row of the paper's Table 2, in ours: NLL but where points are lost."""
-    rows = json.loads((RESULTS / "table2.json").read_text("utf-8"))["rows"]
+    rows = records.read("table2")["rows"]
     places = {(row["density"], row["denoiser"]) for row in rows}
     assert len(places) == 6
     lost = []

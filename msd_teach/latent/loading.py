@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+
+class Bundled(NamedTuple):
+    """A model that is shipped: its folder, a look at its files that gives the folder, and a look at a prompt."""
+
+    folder: Path
+    verified: Callable[[], Path]
+    check_prompt: Callable[[str], None]
+
+
+BUNDLED: dict[str, Bundled] = {}  # names to the models that hand themselves in here
 MODEL_VARIABLE = "MSD_TEACH_MODEL"
 POCKET, STABLE_DIFFUSION = "pocket", "stable-diffusion"
 # What "stable-diffusion" stands for, tried in this order. Ids have left the Hub before (runwayml's in 2024, stabilityai's
@@ -147,10 +157,8 @@ def candidates(model: str | Path | None) -> list[str]:
         ValueError: a folder that is not there, or the pocket model's files missing or damaged.
     """
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
-    if named == POCKET:
-        from ..pocket import weights
-
-        return [str(weights())]
+    if named in BUNDLED:
+        return [str(BUNDLED[named].verified())]
     if named == STABLE_DIFFUSION:
         return list(STABLE_DIFFUSION_IDS)
     folder = os.path.expanduser(named)
@@ -160,12 +168,10 @@ def candidates(model: str | Path | None) -> list[str]:
 
 
 def check_prompt(name: str, text: str) -> None:
-    """Refuse words that the pocket model has never read, with a ValueError; other tokenizers read anything."""
-    from .. import pocket
-    from ..pocket.world import check_words
-
-    if Path(name).resolve() == pocket.WEIGHTS.resolve():
-        check_words(text)
+    """Refuse, with a ValueError, words that a bundled model has never read; other tokenizers read anything."""
+    for model in BUNDLED.values():
+        if Path(name).resolve() == model.folder.resolve():
+            model.check_prompt(text)
 
 
 class UnsupportedModelError(ValueError):

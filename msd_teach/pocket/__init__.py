@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ..latent.loading import BUNDLED, Bundled
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 __all__ = ["WEIGHTS", "weights"]
@@ -36,3 +38,13 @@ def weights(folder: Path = WEIGHTS) -> Path:
     if wrong:
         raise ValueError(f"pocket weights in {folder}: {', '.join(wrong)}; {restore}")
     return folder
+
+
+def check_prompt(text: str) -> None:
+    """Refuse words that the model has never read, with a ValueError that names the nearest known ones."""
+    from .world import check_words  # with the whole world behind it
+
+    check_words(text)
+
+
+BUNDLED["pocket"] = Bundled(WEIGHTS, weights, check_prompt)

@@ -16,6 +16,24 @@ import torch
 from ..files import cache_folder, whole
 
 Record = dict[str, Any]
+PACKAGE = Path(__file__).parents[1]
+RESULTS = (
+    PACKAGE / "results" if (PACKAGE / "results").is_dir() else PACKAGE.parent / "results"
+)  # installed, or a checkout
+
+
+def read(name: str) -> Record:
+    """A stored table or measurement by its name, such as "table2"; what the paper prints is "paper".
+
+    Raises:
+        ValueError: no such name.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise ValueError(
+            f"name is {name!r}; it may be one of {', '.join(sorted(p.stem for p in RESULTS.glob('*.json')))}"
+        )
+    return json.loads(path.read_text("utf-8"))
 
 
 def place(kind: str, key: Any) -> Path:
@@ -66,12 +84,11 @@ def summary(rows: Sequence[Record], figure: str) -> tuple[float, float]:
 
 def commit() -> str:
     """The commit of the working tree, with "-dirty" if the package differs from it; empty outside of one."""
-    package = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         try:
             return subprocess.run(
-                ["git", "-C", str(package), *words], capture_output=True, text=True, timeout=30
+                ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=30
             ).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             return ""

@@ -86,6 +86,7 @@ class Sizes(NamedTuple):
 
 PROTOCOL = Sizes(data=10_000, side=25, steps=150, iterations=4096)
 SMOKE = Sizes(data=1000, side=9, steps=40, iterations=100)
+SIZES = {"smoke": SMOKE, "laptop": PROTOCOL, "gpu": PROTOCOL}  # gpu has more rows, of the same size
 
 
 class Row(NamedTuple):
