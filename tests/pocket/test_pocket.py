@@ -26,7 +26,7 @@ from msd_teach.files import save_atomically
 from msd_teach.pocket import autoencoder, clip, data, evaluate, judge, train, training, unet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, WORDS, Prompt
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CARD = ROOT / "msd_teach" / "pocket" / "MODEL_CARD.md"
 QUICK = training.Plan(steps=12, batch=8, rate=0.05, warmup=2, checkpoint_every=5)
 
