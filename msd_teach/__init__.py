@@ -1,7 +1,7 @@
 """Mean-shift distillation: a diffusion model turned into a gradient towards the modes of its distribution."""
 
 from . import pocket  # which hands the bundled model to the loader
-from .denoisers import Denoiser, IdealDenoiser, counted, guided
+from .denoisers import Denoiser, IdealDenoiser, counted, guided, rescaled
 from .distill import Rendered, StepInfo, distill
 from .latent.prior import DiffusionPrior
 from .plane.densities import GaussianMixture, checkerboard, eight_gaussians, fractal, image_density, pinwheel, spiral
@@ -39,6 +39,7 @@ __all__ = [
     "pinwheel",
     "pocket",
     "product_denoiser",
+    "rescaled",
     "sample",
     "sample_product",
     "spiral",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Protocol, runtime_checkable
 
@@ -82,15 +82,17 @@ class IdealDenoiser:
         return scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : len(centre)] + centre
 
 
-@dataclass(frozen=True)
-class _Guided:
+Scale = float | Tensor | Callable[[float | Tensor], float | Tensor]
+"""A guidance scale s: a number, a tensor whose shape is a prefix of z's, or a function of sigma that gives either."""
+
+
+@dataclass(frozen=True, eq=False)  # two are never compared: tensors would answer item by item
+class Guided:
+    """What `guided` gives: u + s·(c − u). A room that gets both answers from one call overrides `both`."""
+
     cond: Denoiser
     uncond: Denoiser
-    scale: float | Tensor | Callable[[float | Tensor], float | Tensor]
-
-    def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        s = self.scale(sigma) if callable(self.scale) else self.scale
-        return right_pad(s, z, "scale")
+    scale: Scale
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         s = self._strength(z, sigma)
@@ -98,18 +100,30 @@ class _Guided:
             return self.cond(z, sigma)
         if (s == 0).all():
             return self.uncond(z, sigma)
-        u = self.uncond(z, sigma)
-        return u + s * (self.cond(z, sigma) - u)
+        u, c = self.both(z, sigma)
+        return u + s * (c - u)
+
+    def both(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The unconditional and the conditional answer."""
+        return self.uncond(z, sigma), self.cond(z, sigma)
+
+    def rescaled(self, scale: Scale) -> Denoiser:
+        """The same two denoisers at another scale."""
+        check_scale(scale)
+        return replace(self, scale=scale)
 
     def cost(self, z: Tensor, sigma: float | Tensor) -> int:
+        """1 where one of the two answers is not needed, else 2 (times their own cost)."""
         s = self._strength(z, sigma)
         needed = [(self.cond, (s != 0).any()), (self.uncond, (s != 1).any())]
         return sum(cost(term, z, sigma) for term, used in needed if used)
 
+    def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        s = self.scale(sigma) if callable(self.scale) else self.scale
+        return right_pad(s, z, "scale")
 
-def guided(
-    cond: Denoiser, uncond: Denoiser, scale: float | Tensor | Callable[[float | Tensor], float | Tensor]
-) -> Denoiser:
+
+def guided(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Guided:
     """Classifier-free guidance u + s·(c − u) as a denoiser; a term with coefficient 0 is not computed.
 
     `scale` is s: a number (negative to invert, as SDI does), a tensor whose shape is a prefix of z's, or a function of
@@ -120,7 +134,19 @@ def guided(
         ValueError: a scale that is no finite number.
     """
     check_scale(scale)
-    return _Guided(cond, uncond, scale)
+    return Guided(cond, uncond, scale)
+
+
+def rescaled(denoise: Denoiser, scale: Scale) -> Denoiser:
+    """The same denoiser, of the same prompts and views, at another guidance scale.
+
+    Raises:
+        ValueError: a denoiser that has no guidance scale.
+    """
+    own = getattr(denoise, "rescaled", None)
+    if own is None:
+        raise ValueError(f"denoise is {denoise!r}, which has no guidance scale; give a denoiser instead of {scale}")
+    return own(scale)
 
 
 def check_scale(scale: object) -> None:
@@ -149,3 +175,7 @@ class counted:
 
     def cost(self, z: Tensor, sigma: float | Tensor) -> int:
         return cost(self.denoise, z, sigma)
+
+    def rescaled(self, scale: Scale) -> Denoiser:
+        """The counted denoiser at another scale, not counted."""
+        return rescaled(self.denoise, scale)

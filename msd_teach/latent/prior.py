@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, _Guided, check_scale
+from ..denoisers import Guided, Scale, check_scale
 from ..tensors import noise_like, per_item
 from .loading import check_parts, check_prompt, load
 
@@ -90,8 +90,8 @@ class DiffusionPrior:
         self,
         prompt: str | Sequence[str],
         negative: str | Sequence[str] = "",
-        scale: float | Tensor | Callable[[float | Tensor], float | Tensor] = 7.5,
-    ) -> Denoiser:
+        scale: Scale = 7.5,
+    ) -> Guided:
         """D(z; σ) of p(y | prompt), guided as u + s·(c − u) against `negative` in one call of the UNet.
 
         `prompt` and `negative` are one string, or one for each item of the last batch axis of z (*batch, 4, h, w);
@@ -237,14 +237,11 @@ class _TextDenoiser:
         return self.prior.denoise(z, sigma, self.spread(z))
 
 
-class _GuidedByText(_Guided):
+class _GuidedByText(Guided):
     cond: _TextDenoiser
     uncond: _TextDenoiser
 
-    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        s = self._strength(z, sigma)
-        if (s == 1).all() or (s == 0).all():
-            return super().__call__(z, sigma)
-        contexts = torch.stack([self.uncond.spread(z), self.cond.spread(z)])
-        u, c = self.cond.prior.denoise(z, sigma, contexts)
-        return u + s * (c - u)
+    def both(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Both answers from one call of the UNet."""
+        u, c = self.cond.prior.denoise(z, sigma, torch.stack([self.uncond.spread(z), self.cond.spread(z)]))
+        return u, c
