@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+
+def at_least_one(name: str, count: object) -> int:
+    """`count` as an int.
+
+    Raises:
+        ValueError: no whole number (1e4 is none), or one below 1.
+    """
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} is {count!r}; it must be a whole number, at least 1")
+    return int(count)
 
 
 def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
