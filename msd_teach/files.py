@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +49,13 @@ def save_atomically(value: object, path: Path) -> None:
         ValueError: a value that only unpickling could read again, or a path that cannot be written to.
     """
     with whole(path) as partial:
-        with partial.open("wb") as file:  # torch's own writer turns a full disk into a RuntimeError
-            torch.save(value, file)
+        try:
+            with partial.open("wb") as file:
+                torch.save(value, file)
+        except RuntimeError as error:  # so torch calls a write that failed
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(f"value for {path} cannot be kept: {error}") from error
         if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(partial):
             raise ValueError(f"value for {path} holds {', '.join(foreign)}; it may hold tensors, numbers and strings")
 
@@ -60,12 +66,12 @@ def load(path: Path) -> Any:
     Raises:
         ValueError: a damaged file; names it, and says that it may be deleted.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises six kinds, by the byte at which the damage begins
-        raise ValueError(f"{path} is damaged ({_first_line(error)}); delete it to start anew") from error
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises six kinds, by the byte at which the damage begins
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} is damaged ({said}); delete it to start anew") from error
 
 
 class Stateful(Protocol):
@@ -151,7 +157,3 @@ def _as_json(name: str, value: object) -> str:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
     except TypeError as error:
         raise ValueError(f"{name} is {value!r}; it must be of JSON's types") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

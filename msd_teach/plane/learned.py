@@ -141,7 +141,7 @@ def _train(density: GaussianMixture, identity: dict[str, Any], cache: Path | Non
             yield TrainingInfo(state.iteration, math.nan, copy.deepcopy(state.average))
     while state.iteration < iterations:
         with _one_thread():
-            pool = _exact_scores(density, -(-ROUND * batch // REUSE), state.generator)
+            pool = training_points(density, -(-ROUND * batch // REUSE), state.generator)
             losses = []
             for _ in range(min(ROUND, iterations - state.iteration)):
                 pick = torch.randint(len(pool), (batch,), generator=state.generator)
@@ -162,7 +162,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _exact_scores(density: GaussianMixture, count: int, generator: torch.Generator) -> Tensor:
+def training_points(density: GaussianMixture, count: int, generator: torch.Generator) -> Tensor:
     """`count` or a few more training points in float32, each a row of z (d), σ (1) and ∇ log p_σ(z) (d)."""
     each = -(-count // LEVELS)
     y = density.sample(LEVELS * each, generator=generator).unflatten(0, (LEVELS, each))
