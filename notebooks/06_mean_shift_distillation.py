@@ -44,6 +44,8 @@ from msd_teach.runs import records, tables
 from msd_teach.schedules import annealed, cosine, geometric, linear, unit_weight
 from msd_teach.targets import Target
 
+figures.use_style()
+
 # %%
 generator = torch.Generator().manual_seed(0)
 densities = {name: make() for name, make in tables.DENSITIES.items()}  # fractal (class A), spiral, pinwheel
