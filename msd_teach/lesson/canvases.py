@@ -107,7 +107,7 @@ def _picture(
 
     left, right, bottom, top = bounds
     aspect = min(1.2, max(0.5, (top - bottom) / (right - left)))
-    with plt.rc_context(figures.STYLE):
+    with figures.style():
         figure = plt.figure(figsize=(6, 6 * aspect))
     ax = figure.add_subplot(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.set_axis_off()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -58,7 +59,7 @@ def test_live_sliders_tell_equal_values_apart_and_open_at_none():
     assert [repr(choice) for choice in drawn] == ["None", "1", "True"]
 
 
-def fragile(t: int):
+def fragile(t: int) -> Any:
     fig = line(t)
     if t == 2:
         raise ValueError("no <picture> for 2")
