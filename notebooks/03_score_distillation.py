@@ -49,6 +49,8 @@ from msd_teach.schedules import (
 )
 from msd_teach.targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target
 
+figures.use_style()
+
 # %%
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")  # the paper's orange class; both together are fractal("AB")

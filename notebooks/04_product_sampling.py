@@ -35,6 +35,7 @@ from msd_teach import GaussianMixture, counted, fractal, guided, karras_sigmas, 
 from msd_teach.lesson import checks, figures
 from msd_teach.lesson.budget import pick
 
+figures.use_style()
 generator = torch.Generator().manual_seed(0)
 p = fractal("A")
 looks = {"truth": (figures.BLACK, "o"), "exact": (figures.GREEN, "^")}

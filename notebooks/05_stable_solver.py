@@ -41,6 +41,7 @@ from msd_teach.lesson.budget import pick
 from msd_teach.lesson.explore import explore
 from msd_teach.sampling import solver_step, vp_sigma
 
+figures.use_style()
 p = fractal()
 SIGMA_MIN, SIGMA_MAX = 0.002, 5.0
 

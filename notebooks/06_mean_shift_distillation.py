@@ -44,6 +44,8 @@ from msd_teach.runs import records, tables
 from msd_teach.schedules import annealed, cosine, geometric, linear, unit_weight
 from msd_teach.targets import Target
 
+figures.use_style()
+
 # %%
 generator = torch.Generator().manual_seed(0)
 densities = {name: make() for name, make in tables.DENSITIES.items()}  # fractal (class A), spiral, pinwheel
@@ -1241,7 +1243,7 @@ cast |= {"SDI": lambda q: SDI(), "mean shift": lambda q: MeanShift(falling)}
 cast |= {"MSD, one draw": lambda q: PerfectMSD(q, falling), "mean shift, λ = 0.03": lambda q: MeanShift(constant)}
 recorded = {}
 for (name, q), (method, make) in tqdm(list(itertools.product(densities.items(), cast.items())), leave=False):
-    recorded[name, method] = run(make(q), figures.lattice(pick(smoke=4, laptop=10)), q.denoise)[0][frames]
+    recorded[name, method] = run(make(q), figures.lattice(pick(smoke=4, laptop=8)), q.denoise)[0][frames]
 notes = [f"λ = {falling(min(k, STEPS - 1) / (STEPS - 1)):.3f}" for k in frames]
 levels = {method: notes for method in ("SDS annealed", "mean shift", "MSD, one draw")}
 replay_canvas(recorded, densities, frames, levels, default=("fractal", "SDS, t uniform", "MSD, one draw"))

@@ -45,6 +45,8 @@ from msd_teach.runs import records, tables
 from msd_teach.sampling import karras_sigmas, sample
 from msd_teach.schedules import annealed, dreamfusion_weight, linear, uniform_time, unit_weight
 
+figures.use_style()
+
 # %% [markdown]
 r"""
 ## A network that is a gradient

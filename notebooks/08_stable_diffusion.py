@@ -51,6 +51,8 @@ from msd_teach.sampling import invert, karras_sigmas, sample
 from msd_teach.schedules import annealed, geometric, unit_weight
 from msd_teach.targets import Target
 
+figures.use_style()
+
 # %% [markdown]
 r"""
 ## One object

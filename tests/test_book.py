@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,3 +145,23 @@ def test_downloads_give_the_executed_notebook():
     for name in chapters:
         assert f'href="_sources/{name}.ipynb"' in (HTML / f"{name}.html").read_text()
         assert '"msd_teach"' in (HTML / "_sources" / f"{name}.ipynb").read_text()
+
+
+def test_a_partial_book_says_what_is_missing(tmp_path: Path):
+    """After one chapter of them all, and one that stopped in the middle: names and a command, not a traceback."""
+    for folder in ("book", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    done = tmp_path / "executed" / "smoke"
+    done.mkdir(parents=True)
+    chapters = [page for page in PAGES if (ROOT / "notebooks" / f"{page}.py").exists()]
+    (done / f"{chapters[0]}.ipynb").write_text(NOTEBOOK.format('{"msd_teach": {"key": "an older one"}}'))
+    (done / f"{chapters[1]}.ipynb").write_text(NOTEBOOK.format("{}"))
+
+    run = subprocess.run([sys.executable, "book/build.py", "smoke"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[0].endswith(f"at the budget smoke: {', '.join(chapters[1:])}.")
+    assert "make book BUDGET=smoke" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+NOTEBOOK = '{{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}}'

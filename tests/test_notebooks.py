@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=CHAPTERS)

@@ -96,6 +96,11 @@ def test_exercises(cells: Cells):
         assert checkers[0] == checkers[1] != [], "stub and solution are given to the same checker"
 
 
+def test_figures_are_in_the_books_style(chapter: Path):
+    """Nothing sets it at import; without it, lines and fonts would be matplotlib's own."""
+    assert chapter.read_text().count("\nfigures.use_style()\n") == 1
+
+
 def test_figures_have_alt_texts(cells: Cells):
     for cell in cells:
         if cell.cell_type == "code":

@@ -101,13 +101,14 @@ def _picture(
     mixture: GaussianMixture, starts: Tensor, bounds: Sequence[float], levels: Sequence[float], step: float = 1.0
 ) -> bytes:
     """The opening state of a canvas as a PNG: x ← x + step (D(x; λ) − x) through the levels λ, over p_λ at the last."""
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
     from . import figures
 
     left, right, bottom, top = bounds
     aspect = min(1.2, max(0.5, (top - bottom) / (right - left)))
-    figure = Figure(figsize=(6, 6 * aspect), layout="constrained")
+    with figures.style():
+        figure = plt.figure(figsize=(6, 6 * aspect))
     ax = figure.add_subplot(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.set_axis_off()
     states = [starts]

@@ -36,8 +36,6 @@ def explore(
     Raises:
         ValueError: no alt text, no values, too many combinations, a default that is none of the values.
     """
-    from . import figures  # noqa: F401  # its style must be set before `fn` draws for the first time
-
     if len(alt.strip()) < 20:
         raise ValueError(f"alt is {alt!r}; it must describe the figure in at least 20 characters")
     choices = {name: list(options) for name, options in values.items()}
@@ -57,7 +55,10 @@ def explore(
 
 
 class Live:
-    """The live face of `explore`: a `.widget` that redraws the figure, and a picture of the opening state."""
+    """The live face of `explore`: a `.widget` that redraws the figure, and a picture of the opening state.
+
+    Where `fn` fails, the widget shows no figure but the values and the error.
+    """
 
     def __init__(self, fn: Callable[..., Figure], alt: str, start: dict[str, Any], choices: dict[str, list[Any]]):
         import ipywidgets
@@ -70,12 +71,17 @@ class Live:
             )
             for name, options in choices.items()
         }
-        self._png, self._alt = _render(fn(**start), "png"), alt
+        self._png, self._alt = _png(_draw(fn, start)), alt
         picture = ipywidgets.HTML(_img(self._png, alt))
 
         def redraw(_change: object) -> None:
             chosen = {name: choices[name][slider.index] for name, slider in sliders.items()}
-            picture.value = _img(_render(fn(**chosen), "png"), alt)
+            try:
+                picture.value = _img(_png(_draw(fn, chosen)), alt)
+            except Exception as error:
+                said = html.escape(f"No figure {_at(chosen)}: {type(error).__name__}: {error}")
+                picture.value = f'<p role="alert">{said}</p>'
+                raise  # into the kernel's log
 
         for slider in sliders.values():
             slider.observe(redraw, "index")
@@ -90,26 +96,52 @@ class Live:
 def _printed(fn: Callable[..., Figure], alt: str, start: dict[str, Any], choices: dict[str, list[Any]]) -> Page:
     """The printed face of `explore`: a frame for each combination, the last keyword running fastest."""
     combinations = itertools.product(*choices.values())
-    frames = [_render(fn(**dict(zip(choices, values, strict=True))), "webp") for values in combinations]
+    frames = [_webp(_draw(fn, dict(zip(choices, values, strict=True)))) for values in combinations]
     sliders = [
         {"name": name, "values": [_say(v) for v in options], "start": options.index(start[name])}
         for name, options in choices.items()
     ]
     data = {"sliders": sliders, "frames": [base64.b64encode(frame).decode() for frame in frames], "alt": alt}
-    return Page(assemble("frames", data), _render(fn(**start), "png"), alt)
+    return Page(assemble("frames", data), _png(_draw(fn, start)), alt)
 
 
-def _render(figure: Figure, format: str) -> bytes:
-    """The bytes of a figure, without metadata that would differ between two runs; the figure is closed."""
+def _draw(fn: Callable[..., Figure], chosen: dict[str, Any]) -> Figure:
+    """The figure of one choice; where there is none, the error names the choice and no half-drawn figure stays open."""
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    before = plt.get_fignums()
+    try:
+        figure = fn(**chosen)
+        if not isinstance(figure, Figure):
+            raise ValueError(f"fn returned {type(figure).__name__}; it must return a matplotlib figure")
+        return figure
+    except Exception as error:
+        for number in set(plt.get_fignums()) - set(before):
+            plt.close(number)
+        error.add_note(f"drawing the figure {_at(chosen)}")
+        raise
+
+
+def _at(chosen: dict[str, Any]) -> str:
+    return "at " + ", ".join(f"{name} = {_say(value)}" for name, value in chosen.items())
+
+
+def _png(figure: Figure) -> bytes:
+    from .figures import png
+
+    return png(figure)
+
+
+def _webp(figure: Figure) -> bytes:
+    """A frame, without metadata that would differ between two runs; the figure is closed."""
     import matplotlib.pyplot as plt
 
-    from .figures import png, stamp
+    from .figures import stamp
 
-    if format == "png":
-        return png(figure)
     stamp(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=130, pil_kwargs={"quality": 82, "method": 6})
+    figure.savefig(buffer, format="webp", dpi=130, pil_kwargs={"quality": 82, "method": 6})
     plt.close(figure)
     return buffer.getvalue()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,24 +29,34 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#dfe6ee", "#a9bdd0", "#5f83a3", "#274e72", "#0b2239"])
 
-plt.rcParams.update(
-    {
-        "figure.dpi": 110,
-        "figure.figsize": (7.2, 3.6),
-        "figure.constrained_layout.use": True,
-        "font.size": 10,
-        "axes.titlesize": 10.5,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=PALETTE) + cycler(linestyle=LINES),
-        "axes.grid": False,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 5,
-        "image.cmap": "viridis",
-    }
-)
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "figure.figsize": (7.2, 3.6),
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=PALETTE) + cycler(linestyle=LINES),
+    "axes.grid": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "image.cmap": "viridis",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The book's style for what is drawn inside, whatever the process has set."""
+    with plt.rc_context(STYLE):
+        yield
+
+
+def use_style() -> None:
+    """Draws all further figures of this process in the book's style; a chapter calls it once, after its imports."""
+    plt.rcParams.update(STYLE)
 
 
 def show(fig: Figure, alt: str) -> None:
@@ -87,6 +99,7 @@ def lattice(n: int, span: float = 1.5) -> Tensor:
     return torch.cartesian_prod(axis, axis).flip(-1)
 
 
+@style()
 def planes(titles: Sequence[str], span: float = 1.5, rows: int = 1, width: float = 7.2) -> tuple[Figure, np.ndarray]:
     """A figure with one square, frameless view of [−span, span]² for each title; axes as an array of that length."""
     columns = -(-len(titles) // rows)
@@ -100,6 +113,7 @@ def planes(titles: Sequence[str], span: float = 1.5, rows: int = 1, width: float
     return fig, axes.flatten()[: len(titles)]
 
 
+@style()
 def gallery(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), size: int = 128) -> Figure:
     """A figure of images (rows, columns, 3, H, W) in [0, 1], as a sheet with a name at every row and column.
 

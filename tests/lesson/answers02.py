@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 02, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 02, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -74,12 +74,6 @@ def second_moment(z, data, sigma):
     return torch.einsum("ni,ij,ik->njk", weight, data, data)
 
 
-RIGHT = [
-    (checks.noise_prediction, noise),
-    (checks.heun_step, heun),
-    (checks.leave_one_out, leave_one_out),
-    (checks.posterior_covariance, covariance),
-]
 WRONG = [
     (checks.noise_prediction, noise_without_alpha, "factor α"),
     (checks.noise_prediction, noise_in_the_wrong_units, "expects z"),

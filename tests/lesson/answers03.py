@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 03, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 03, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -56,11 +56,6 @@ def diagonal_covariance(H, C, eta):
     return Q @ torch.diag((Q.mT @ covariance(H, C, eta) @ Q).diagonal()) @ Q.mT
 
 
-RIGHT = [
-    (checks.sds_target, target),
-    (checks.sds_curvature, curvature),
-    (checks.stationary_covariance, covariance),
-]
 WRONG = [
     (checks.sds_target, target_without_noise, "not subtracted"),
     (checks.sds_target, target_in_the_wrong_units, "not σ_t"),

@@ -1,19 +1,14 @@
-"""Right answers and plausible mistakes for the exercises of chapter 04, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 04, for test_checks.py."""
 
 import math
 
 import torch
 
-from msd_teach import product_denoiser
 from msd_teach.lesson import checks
 
 
 def share(d, bandwidth):
     return (bandwidth * math.sqrt(2 + bandwidth**2) / (1 + bandwidth**2)) ** d
-
-
-def look_twice(denoise, z, sigma, x, bandwidth):
-    return product_denoiser(denoise, x, bandwidth)(z, sigma)
 
 
 def efficiency(denoise, x, bandwidth, calls):
@@ -25,12 +20,6 @@ def log_stationary(mixture, y, bandwidth):
     return mixture.log_prob(y) + mixture.log_prob(y, bandwidth) + 3.0  # up to a constant
 
 
-RIGHT = [
-    (checks.sample_share, share),
-    (checks.two_looks, look_twice),
-    (checks.one_sample_efficiency, efficiency),
-    (checks.log_stationary, log_stationary),
-]
 WRONG = [
     (checks.sample_share, lambda d, λ: share(1, λ), "Every dimension"),
     (checks.sample_share, lambda d, λ: 1 / share(d, λ), "other way up"),

@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 05, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 05, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -41,12 +41,6 @@ def clock(sigma, bandwidth):
     return bandwidth**2 / 2 * math.log(bandwidth**2 + sigma**2) + 3.0  # a clock may start anywhere
 
 
-RIGHT = [
-    (checks.steps_needed, least_steps),
-    (checks.heun_factor, factor),
-    (checks.strang, splitting),
-    (checks.noised_kernel_clock, clock),
-]
 WRONG = [
     (checks.steps_needed, lambda *a: least_steps(*a, limit=1.0), "oscillates"),
     (checks.steps_needed, lambda b, low, high: math.ceil(high**2 / (4 * b**2)), "best grid"),

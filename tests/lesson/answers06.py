@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 06, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 06, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -26,12 +26,6 @@ def efficiency(estimates, reference, calls):
     return math.log((reference**2).sum() / error / calls)
 
 
-RIGHT = [
-    (checks.msd_gradient, lambda y, x: (x - y).mean(0)),
-    (checks.count_modes, modes),
-    (checks.power_schedule, schedule),
-    (checks.log_efficiency, efficiency),
-]
 WRONG = [
     (checks.msd_gradient, lambda y, x: y.mean(0) - x, "ascent"),
     (checks.msd_gradient, lambda y, x: (x - y).sum(0), "divides the sum"),

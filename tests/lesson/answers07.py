@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 07, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 07, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -38,11 +38,6 @@ def interval(strong, weak, scale, low, high, outside=1.0):
     return denoise
 
 
-RIGHT = [
-    (checks.noise_share, share),
-    (checks.break_even, search),
-    (checks.autoguided, interval),
-]
 WRONG = [
     (checks.noise_share, lambda b, s, own: b / math.hypot(b, s), "noise of its own"),
     (checks.noise_share, lambda b, s, own: share(b, s, own) ** 2, "standard deviations"),

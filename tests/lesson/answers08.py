@@ -1,4 +1,4 @@
-"""Right answers and plausible mistakes for the exercises of chapter 08, for test_checks.py."""
+"""Plausible mistakes in the exercises of chapter 08, for test_checks.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import torch
 from torch.func import jvp
 
 from msd_teach.lesson import checks
-
-
-def from_v(z, sigma, v):
-    # by way of the noise: z_t = √ᾱ y + √(1 − ᾱ) n and v = √ᾱ n − √(1 − ᾱ) y give n = √(1 − ᾱ) z_t + √ᾱ v
-    kept, lost = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
-    return kept * (kept * z) - lost * v
 
 
 def kernel(bandwidth, levels, step, span=2.0):
@@ -34,11 +28,6 @@ def mean_without_probe(denoise, x, sigma, probes):
     return torch.stack([forward(denoise, x, sigma, probe).flatten(1).mean(1) for probe in probes]).mean(0)
 
 
-RIGHT = [
-    (checks.denoise_from_v, from_v),
-    (checks.kernel_at, kernel),
-    (checks.trace_per_dimension, reverse_trace),
-]
 WRONG = [
     (checks.denoise_from_v, lambda z, s, v: z / math.hypot(1, s) - s / math.hypot(1, s) * v, "Both terms"),
     (checks.denoise_from_v, lambda z, s, v: z / (1 + s * s) + s / math.hypot(1, s) * v, "minus"),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from msd_teach import eight_gaussians
 from msd_teach.lesson import budget, figures
+from msd_teach.lesson.explore import mean_shift_canvas
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,25 @@ def test_the_same_figure_has_the_same_bytes():
     first, second = (figures.png(figures.gallery(images, ["row"])) for _ in range(2))
     assert first == second
     assert not plt.get_fignums()  # closed
+
+
+def test_the_librarys_figures_are_in_the_books_style_whatever_is_set():
+    def drawn() -> list[bytes]:
+        fig, axes = figures.planes(["a", "b"])
+        figures.paths(axes[0], [figures.lattice(3), figures.lattice(3, 0.5)])
+        images = torch.zeros(1, 2, 3, 32, 32)
+        return [figures.png(fig), figures.png(figures.gallery(images, ["row"])), mean_shift_canvas(ring, 0.2, 3).png]
+
+    ring = eight_gaussians()
+    with plt.rc_context({"font.size": 20, "figure.dpi": 50, "axes.titlelocation": "right", "lines.linewidth": 9}):
+        set_by_others = dict(plt.rcParams)
+        before = drawn()
+        assert dict(plt.rcParams) == set_by_others
+        figures.use_style()
+        assert drawn() == before
+        fig, ax = plt.subplots()
+        assert fig.dpi == 110 and ax.plot([0, 1])[0].get_linewidth() == 1.8 and not ax.spines["top"].get_visible()
+        plt.close(fig)
 
 
 def test_shades_stay_apart_and_in_order():

@@ -11,7 +11,7 @@ from typing import Any
 SCRIPTS = {
     "meanShift": ("mixture.js", "controls.js", "stage.js", "marks.js", "mean_shift.js"),
     "distillation": ("mixture.js", "controls.js", "stage.js", "marks.js", "distillation.js"),
-    "replay": ("controls.js", "stage.js", "marks.js", "replay.js"),
+    "replay": ("controls.js", "marks.js", "replay.js"),
     "frames": ("controls.js", "frames.js"),
 }
 
