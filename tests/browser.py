@@ -17,6 +17,29 @@ FLAGS = (
 )
 OWN = ("file:", "data:", "blob:", "about:", "http://127.0.0.1", "ws://127.0.0.1", "http://localhost", "ws://localhost")
 
+# The WCAG contrast between each text's colour and the first opaque colour behind it: the five lowest, with their place.
+CONTRAST = """(selector) => {
+  const rgba = (css) => { const v = css.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+  const linear = (c) => (c <= 10.31 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const v = rgba(getComputedStyle(node).backgroundColor);
+      if (v[3] > 0.5) return v;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll(selector)) {
+    const text = [...node.childNodes].map((child) => (child.nodeType === 3 ? child.textContent : "")).join("");
+    const seen = node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    if (!text.trim() || !seen || node.closest("svg, mjx-container")) continue;
+    const levels = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))].sort((a, b) => b - a);
+    found.push([(levels[0] + 0.05) / (levels[1] + 0.05), node.outerHTML.slice(0, 120)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
+}"""
+
 
 @contextmanager
 def browser() -> Iterator[BrowserContext]:

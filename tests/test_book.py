@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import browser, watch
+from browser import CONTRAST, browser, watch
 from playwright.sync_api import BrowserContext, Page
 
 ROOT = Path(__file__).parent.parent
@@ -19,29 +19,6 @@ HTML = ROOT / "_build" / os.environ["MSD_TEACH_BUDGET"] / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 pytestmark = pytest.mark.slow
-
-# The WCAG contrast between each text's colour and the first opaque colour behind it: the five lowest, with their place.
-CONTRAST = """() => {
-  const rgba = (css) => { const v = css.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
-  const linear = (c) => (c <= 10.31 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
-  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const v = rgba(getComputedStyle(node).backgroundColor);
-      if (v[3] > 0.5) return v;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const node of document.querySelectorAll(".bd-article *")) {
-    const text = [...node.childNodes].map((child) => (child.nodeType === 3 ? child.textContent : "")).join("");
-    const seen = node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
-    if (!text.trim() || !seen || node.closest("svg, mjx-container")) continue;
-    const levels = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))].sort((a, b) => b - a);
-    found.push([(levels[0] + 0.05) / (levels[1] + 0.05), node.outerHTML.slice(0, 120)]);
-  }
-  return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
-}"""
 
 # What reaches beyond a phone's right edge and is not inside something that scrolls.
 STICKING_OUT = """() => {
@@ -125,7 +102,7 @@ def test_explorables_move_with_the_keyboard(page: Page):
 def test_text_stands_out_from_its_background(page: Page, theme: str):
     page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
     page.wait_for_timeout(200)
-    lowest = page.evaluate(CONTRAST)
+    lowest = page.evaluate(CONTRAST, ".bd-article *")
     assert lowest
     assert lowest[0][0] >= 4.5, lowest
 

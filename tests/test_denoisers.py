@@ -35,7 +35,7 @@ def test_sigma_may_differ_from_item_to_item():
 
 @pytest.mark.parametrize("sigma", [0.002, 0.005, 0.02, 0.2, 2.0])
 def test_float32_follows_float64(sigma):
-    """Invariant 6, on the fractal moved away from the origin, where centring matters."""
+    """Invariant 6 of docs/invariants.md, on the fractal moved away from the origin, where centring matters."""
     g = torch.Generator().manual_seed(0)
     data = (fractal().sample(10_000, generator=g) + 10).float()
     z = data[:4096] + sigma * torch.randn(4096, 2, generator=g)

@@ -15,7 +15,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 @given(seed=seeds, bandwidth=levels, sigma=levels)
 @settings(max_examples=50, deadline=None)
 def test_equals_the_denoiser_of_the_closed_form_product(seed, bandwidth, sigma):
-    """Invariant 2."""
+    """Invariant 2 of docs/invariants.md."""
     mixture, x, z = random_mixture(seed), draw(seed, 2), draw(seed + 1, 9, 2)
     got = product_denoiser(mixture.denoise, x, bandwidth)(z, sigma)
     torch.testing.assert_close(got, mixture.product(x, bandwidth).denoise(z, sigma), rtol=1e-10, atol=1e-10)
@@ -32,7 +32,7 @@ def test_bandwidth_and_sigma_for_each_point():
 
 
 def test_limits_of_the_bandwidth():
-    """Invariant 4: a wide kernel leaves p; a narrow one returns x, or the nearest datum of a training set."""
+    """Invariant 4 of docs/invariants.md: a wide kernel leaves p; a narrow one returns x, or the nearest datum."""
     mixture, x, z = random_mixture(0), draw(0, 2), draw(1, 9, 2)
     for wide in (1e8, math.inf):
         torch.testing.assert_close(product_denoiser(mixture.denoise, x, wide)(z, 0.7), mixture.denoise(z, 0.7))
@@ -43,7 +43,7 @@ def test_limits_of_the_bandwidth():
 
 
 def test_guidance_and_product_commute():
-    """Invariant 11."""
+    """Invariant 11 of docs/invariants.md."""
     c, u, x, z = random_mixture(0).denoise, random_mixture(1).denoise, draw(0, 9, 2), draw(1, 9, 2)
     outside = guided(product_denoiser(c, x, 0.4), product_denoiser(u, x, 0.4), 7.5)
     inside = product_denoiser(guided(c, u, 7.5), x, 0.4)

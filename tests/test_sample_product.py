@@ -56,7 +56,7 @@ def at_rest(kernel: str, solver: str, steps: int) -> Tensor:
     ],
 )
 def test_order_of_convergence_pathwise(kernel, solver, order):
-    """Invariant 3. The reference of the splitting is the explicit sampler: both solve the same equation."""
+    """Invariant 3 of docs/invariants.md. The reference of the splitting is the explicit sampler: both solve the same equation."""
     error = [
         (at_rest(kernel, solver, n) - at_rest("exact" if kernel == "exact" else "explicit", "heun", 2048))
         for n in (128, 256, 512)
@@ -151,7 +151,7 @@ def test_one_call_more_than_the_ordinary_sampler_and_the_same_result_as_on_the_p
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_wide_kernel_leaves_plain_sampling(kernel):
-    """Invariant 4. The exact sampler starts its noise at D(x; λ), which becomes the mean of p."""
+    """Invariant 4 of docs/invariants.md. The exact sampler starts its noise at D(x; λ), which becomes the mean of p."""
     x, sigmas = draw(0, 9, 2), karras_sigmas(16, 0.01, 5)
     offset = SMOOTH.weights @ SMOOTH.means if kernel == "exact" else torch.zeros(2, dtype=torch.float64)
     *_, plain = sample(SMOOTH.denoise, offset + 5 * draw(0, 9, 2), sigmas)
@@ -161,13 +161,13 @@ def test_a_wide_kernel_leaves_plain_sampling(kernel):
 
 @pytest.mark.parametrize("kernel", ["exact", "exponential"])
 def test_a_narrow_kernel_returns_x(kernel):
-    """Invariant 4, where p is positive and continuous."""
+    """Invariant 4 of docs/invariants.md, where p is positive and continuous."""
     x, sigmas = SMOOTH.means[:3], karras_sigmas(16, 0.01, 5)
     torch.testing.assert_close(last(SMOOTH.denoise, x, 1e-6, sigmas, kernel), x, rtol=0, atol=1e-5)
 
 
 def test_a_narrow_kernel_returns_the_nearest_datum():
-    """Invariant 4, for a training set."""
+    """Invariant 4 of docs/invariants.md, for a training set."""
     data, x = draw(2, 30, 2), draw(3, 9, 2)
     got = last(IdealDenoiser(data), x, 1e-4, karras_sigmas(16, 0.01, 5), "exact")
     torch.testing.assert_close(got, data[torch.cdist(x, data).argmin(-1)])

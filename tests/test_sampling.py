@@ -52,7 +52,7 @@ def errors(solver: str, steps: list[int], flow) -> torch.Tensor:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("direction", [sample, invert])
 def test_solver_shows_its_order_pathwise(solver, direction):
-    """Invariant 3."""
+    """Invariant 3 of docs/invariants.md."""
     mixture, z = random_mixture(1, thinnest=0.3), 3 * draw(0, 64, 2)
     error = errors(solver, [32, 64, 128, 256], lambda levels, kind: direction(mixture.denoise, z, levels, kind))
     slopes = -error.log2().diff()
@@ -61,7 +61,7 @@ def test_solver_shows_its_order_pathwise(solver, direction):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_inversion_then_sampling_returns_at_the_solvers_order(solver):
-    """Invariant 10, above σ = .1; the drift at σ = 0 has its own test below.
+    """Invariant 10 of docs/invariants.md, above σ = .1; the drift at σ = 0 has its own test below.
 
     Heun does better than its order, 3: the h³ error of a step and the (−h)³ error of the step back cancel.
     """

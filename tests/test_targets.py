@@ -65,7 +65,7 @@ X = draw(0, 5, 2)
 @pytest.mark.parametrize("weight", [dreamfusion_weight, chain_rule_weight, unit_weight])
 @pytest.mark.parametrize("law", [uniform_sigma(), uniform_time(), annealed(constant(0.3))], ids=["σ", "t", "annealed"])
 def test_the_mean_update_of_sds_is_the_quadrature(law, weight):
-    """Invariant 8: w (x − target), averaged over draws, within 5 standard errors of the field."""
+    """Invariant 8 of docs/invariants.md: w (x − target), averaged over draws, within 5 standard errors of the field."""
     target = SDS(law, weight)(MIXTURE.denoise, X.repeat_interleave(4000, 0), 0.5, seeded())
     weights = torch.as_tensor(target.weight)
     update = (weights[:, None] * (X.repeat_interleave(4000, 0) - target.value)).reshape(5, 4000, 2)
@@ -122,7 +122,7 @@ def second_normal(batch: int) -> Tensor:
 
 
 def test_vsd_of_one_particle_is_sds():
-    """Invariant 12, draw by draw: the particle's own denoiser returns x itself."""
+    """Invariant 12 of docs/invariants.md, draw by draw: the particle's own denoiser returns x itself."""
     for seed in range(20):
         x = draw(seed, 1, 2)
         vsd = VSD(ideal_particles, uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
@@ -218,7 +218,7 @@ def test_ism_in_variance_preserving_form(seed):
 @given(seed=seeds, λ=levels, η=st.sampled_from([1.0, 1.9]))
 @settings(max_examples=60, deadline=None)
 def test_mean_shift_ascends_by_at_least_the_bound(seed, λ, η):
-    """Invariant 5: log p_λ(x + ηm) − log p_λ(x) ≥ η (2 − η) |m|²/2λ²."""
+    """Invariant 5 of docs/invariants.md: log p_λ(x + ηm) − log p_λ(x) ≥ η (2 − η) |m|²/2λ²."""
     mixture, x = random_mixture(seed), 2 * draw(seed, 20, 2)
     m = MeanShift(constant(λ))(mixture.denoise, x, 0.0, None).value - x
     gain = mixture.log_prob(x + η * m, λ) - mixture.log_prob(x, λ)
@@ -227,7 +227,7 @@ def test_mean_shift_ascends_by_at_least_the_bound(seed, λ, η):
 
 
 def test_mean_shift_stands_still_at_every_stationary_point():
-    """Invariant 5, saddles included: they are found on the gradient of log p_λ by automatic differentiation."""
+    """Invariant 5 of docs/invariants.md, saddles included: found on the gradient of log p_λ by automatic differentiation."""
     mixture, λ = random_mixture(5, components=8, thinnest=0.1), 0.15
 
     def downhill(x: Tensor) -> Tensor:

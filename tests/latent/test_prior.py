@@ -146,7 +146,7 @@ def gaussian(prior: DiffusionPrior, schedule: str, prediction: str, spread: floa
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_perfect_network_gives_the_exact_denoiser(prior1, schedule, prediction):
-    """Invariant 7: every scheduler, both predictions, a level for each item, on the training steps and between."""
+    """Invariant 7 of docs/invariants.md: every scheduler, both predictions, a level for each item, on steps and between."""
     s = 0.7
     exact = gaussian(prior1, schedule, prediction, s)
     place = torch.cat([torch.arange(0.0, 999, 111), torch.rand(20, generator=torch.Generator().manual_seed(0)) * 999])
@@ -174,7 +174,7 @@ def test_training_steps_are_found_again(prior):
 
 
 def test_the_familiar_levels(prior):
-    """METHOD's table: σ of the scaled-linear schedule."""
+    """σ of Stable Diffusion's schedule, as widely known."""
     σ = prior.levels[[0, 100, 250, 500, 750, 980, 999]]
     want = torch.tensor([0.029, 0.344, 0.696, 1.618, 4.10, 13.04, 14.61], dtype=torch.float64)
     torch.testing.assert_close(σ, want, rtol=2e-2, atol=0)

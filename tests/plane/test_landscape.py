@@ -46,7 +46,7 @@ def rms(v: Tensor) -> float:
 @pytest.mark.parametrize("weight", [dreamfusion_weight, chain_rule_weight, literal_weight, unit_weight])
 @pytest.mark.parametrize("law", [uniform_sigma(0.1, 3.0), uniform_time(0.1, 0.9)], ids=["σ", "t"])
 def test_sds_against_gauss_hermite_and_automatic_differentiation(law, weight):
-    """Invariant 8: a second quadrature of −E[w σ² log p_σ], its autograd, and E[w (x − D)] summed term by term."""
+    """Invariant 8 of docs/invariants.md: a second quadrature of −E[w σ² log p_σ], its autograd, and E[w (x − D)] term by term."""
     x = draw(0, 6, 2).requires_grad_()
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(40))
     n = torch.cartesian_prod(nodes, nodes)

@@ -26,7 +26,7 @@ def draw(seed: int, *shape: int, kind: torch.dtype = torch.float64) -> torch.Ten
 
 
 def slow_log_density(network: LearnedDenoiser, z: torch.Tensor, sigma: float) -> torch.Tensor:
-    """METHOD's formula for one point, in float64, layer by layer and row by row."""
+    """The network's formula for one point, in float64, layer by layer and row by row."""
     x = z / math.sqrt(0.25 + sigma**2)
     h = torch.cat([x, torch.tensor([math.log(sigma) / 4, 1.0], dtype=torch.float64)])
     for i, matrix in enumerate(network.weights):

@@ -50,7 +50,7 @@ def test_denoiser_obeys_tweedie(seed, sigma):
 @given(seed=seeds, bandwidth=levels)
 @settings(max_examples=30, deadline=None)
 def test_mean_shift_lands_on_the_mean_of_the_product(seed, bandwidth):
-    """Invariant 1: D(x; λ) is the mean of p·kernel, λ² ∂D/∂x its covariance."""
+    """Invariant 1 of docs/invariants.md: D(x; λ) is the mean of p·kernel, λ² ∂D/∂x its covariance."""
     mixture, x = random_mixture(seed), draw(seed, 2)
     product = mixture.product(x, bandwidth)
     mean = product.weights @ product.means
