@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -178,7 +178,7 @@ def read(name: str, dtype: torch.dtype, offline: bool) -> StableDiffusionPipelin
     half = halves if dtype == torch.float16 or not halves <= wholes else set()
     with quietly(bars=False):
         options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
-        text_encoder, found = CLIPTextModel.from_pretrained(
+        text_encoder, found = cast(Any, CLIPTextModel).from_pretrained(
             folder / "text_encoder",
             variant="fp16" if "text_encoder" in half else None,
             output_loading_info=True,
