@@ -135,8 +135,20 @@ class Guided:
         return sum(cost(term, z, sigma) for term, used in needed if used)
 
     def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        s = self.scale(sigma) if callable(self.scale) else self.scale
+        s = _asked(self.scale, sigma) if callable(self.scale) else self.scale
         return right_pad(s, z, "scale")
+
+
+def _asked(scale: Callable[[float | Tensor], float | Tensor], sigma: float | Tensor) -> float | Tensor:
+    """The scale at sigma; a function that compares sigma with something is asked about each of several levels alone."""
+    try:
+        s = scale(sigma)
+    except RuntimeError:  # "Boolean value of Tensor with more than one value is ambiguous"
+        if not isinstance(sigma, Tensor) or sigma.numel() < 2:
+            raise
+        s = torch.tensor([float(scale(level)) for level in sigma.flatten().tolist()]).reshape(sigma.shape)
+    check_scale(s)
+    return s
 
 
 def guided(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Guided:
