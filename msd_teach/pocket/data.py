@@ -49,9 +49,9 @@ def load_renders(split: str, count: int) -> Renders:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SEEDS)}")
     shards = range(-(-at_least_one("count", count) // SHARD))
     parts = [_shard(split, number) for number in tqdm(shards, f"{split} renders", mininterval=5)]
-    tensors = [torch.cat([part[i] for part in parts])[:count] for i in range(7)]
-    captions = [caption for part in parts for caption in part.captions][:count]
-    return Renders(*tensors, captions)
+    image, mask, kind, colour, view, border, small, _ = zip(*parts, strict=True)
+    tensors = (torch.cat(column)[:count] for column in (image, mask, kind, colour, view, border, small))
+    return Renders(*tensors, captions=[caption for part in parts for caption in part.captions][:count])
 
 
 def _shard(split: str, number: int) -> Renders:
@@ -80,7 +80,7 @@ def _draw(split: str, number: int) -> Renders:
 
 def meaning(captions: list[str]) -> Tensor:
     """What captions say, (N, 4): indices of kind, colour, view, and smallness 0 or 1; -1 where one leaves it open."""
-    colours, views, kinds = list(COLOURS), list(VIEWS), list(KINDS)
+    colours, kinds, views = list(COLOURS), list(KINDS), list[str](VIEWS)
     rows: list[tuple[int, int, int, int]] = []
     for prompt in map(Prompt.parse, captions):
         colour = colours.index(prompt.colour) if prompt.colour else -1

@@ -70,7 +70,7 @@ def wheel(p: Points, radius: Size, half: Size, rounding: float = 0.0) -> Tensor:
     return _extrude(_length(p[1], p[2]) - radius + rounding, p[0].abs() - half + rounding) - rounding
 
 
-def cone(p: Points, low: Size, high: Size, half: float) -> Tensor:
+def cone(p: Points, low: Size, high: Size, half: Size) -> Tensor:
     """A cone frustum along y, radius `low` at y = -half and `high` at y = half (a lower bound near its rims)."""
     r = _length(p[0], p[2])
     slope = (high - low) / (2 * half)

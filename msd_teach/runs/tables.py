@@ -139,7 +139,7 @@ def denoiser_of(row: Row, sizes: Sizes) -> Denoiser:
     density = DENSITIES[row.density]()
     if row.denoiser == "learned":
         return train_denoiser(density, iterations=sizes.iterations, seed=row.seed, cache=cache_folder("denoisers"))
-    return IdealDenoiser(density.sample(sizes.data, generator=_generator(row.seed, "data")).float())
+    return IdealDenoiser(density.sample(sizes.data, generator=stream(row.seed, "data")).float())
 
 
 def start_points(sizes: Sizes) -> Tensor:
@@ -150,7 +150,7 @@ def start_points(sizes: Sizes) -> Tensor:
 
 def final_points(row: Row, denoise: Denoiser, sizes: Sizes) -> tuple[Tensor, int]:
     """Where a method leaves the lattice after `steps` of Adam (for DDIM: samples), and the calls for each point."""
-    generator = _generator(row.seed, row.method)
+    generator = stream(row.seed, row.method)
     x = start_points(sizes)
     if row.method == "DDIM":
         denoise = counted(denoise)
@@ -162,7 +162,7 @@ def final_points(row: Row, denoise: Denoiser, sizes: Sizes) -> tuple[Tensor, int
 
 def judge(x: Tensor, density: GaussianMixture, seed: int) -> dict[str, float]:
     """NLL, precision, recall and MMD² of points against the density."""
-    reference = density.sample(REFERENCE, generator=_generator(seed, "reference"))
+    reference = density.sample(REFERENCE, generator=stream(seed, "reference"))
     precision, recall = metrics.precision_recall(x.double(), reference)
     mmd = metrics.mmd2(x.double(), reference)
     return {"nll": metrics.nll(density, x.double()), "precision": precision, "recall": recall, "mmd": mmd}
@@ -185,7 +185,7 @@ def table1(row: Row, sizes: Sizes) -> Record:
     """
     denoise, x = denoiser_of(row, sizes), start_points(sizes)
     method = printed_sds if row.method == PRINTED else METHODS[row.method](1)
-    generator = _generator(row.seed, row.method)
+    generator = stream(row.seed, row.method)
     assert row.progress is not None
     pulls = [method(denoise, x, row.progress, generator) for _ in range(row.samples)]
     updates = torch.stack([torch.as_tensor(t.weight).reshape(-1, 1) * (t.value - x) for t in pulls]).float()
@@ -210,7 +210,7 @@ def table(name: str, sizes: Sizes, folder: Path = records.RESULTS) -> Table:
     )
 
 
-def _generator(seed: int, purpose: str) -> torch.Generator:
+def stream(seed: int, purpose: str) -> torch.Generator:
     """A stream of its own for each purpose of a seed, so that a row does not depend on the others."""
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -234,7 +234,7 @@ def test_a_mixture_keeps_its_own_numbers():
         ),
         (lambda p: GaussianMixture(p.weights / 0, p.means, p.covariances), "weights contains inf"),
         (lambda p: GaussianMixture(p.weights * 0 + 1e308, p.means, p.covariances), "their sum finite"),
-        (lambda p: GaussianMixture("abc", p.means, p.covariances), "weights is 'abc'; it must be numbers"),
+        (lambda p: GaussianMixture("abc", p.means, p.covariances), "weights is 'abc'; it must be numbers"),  # pyright: ignore
     ],
 )
 def test_other_kinds_of_arguments_are_refused_by_name(call, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,11 +49,6 @@ def longest_run(mask: Tensor) -> int:
     return best
 
 
-def test_there_are_enough_kinds_and_colours() -> None:
-    assert len(KINDS) >= 10
-    assert len(COLOURS) >= 8
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_distances_never_promise_more_than_is_free(kind: str) -> None:
     """1-Lipschitz, for random proportions: what sphere tracing needs so as never to step through a surface."""
@@ -93,26 +90,21 @@ def test_views_differ_clearly(kind: str) -> None:
             assert differs.float().mean() > 0.02, f"{VIEWS[i]} and {VIEWS[j]} views of a {kind} look the same"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("colour", COLOURS)
-def test_the_front_has_what_no_other_side_has_at_least_six_pixels_wide(kind: str, colour: str) -> None:
+def test_the_front_has_what_no_other_side_has_at_least_six_pixels_wide() -> None:
     """The back's mirror image has the front's outline; what differs inside is the front's own feature."""
-    views = four_views(kind, colour)
-    feature = (views[FRONT] - views[BACK].flip(-1)).abs().amax(0) > 0.15
-    assert longest_run(feature) >= 6
-    assert feature.sum() >= 36
+    for kind, colour in product(KINDS, COLOURS):
+        views = four_views(kind, colour)
+        feature = (views[FRONT] - views[BACK].flip(-1)).abs().amax(0) > 0.15
+        assert longest_run(feature) >= 6 and feature.sum() >= 36, f"{colour} {kind}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("view", range(4))
-def test_the_colour_shows_from_every_view(kind: str, view: int) -> None:
+def test_the_colour_shows_from_every_view() -> None:
     """The same scene in two colours: pixels that change carry the prompt's colour."""
-    scene = Prompt(kind, "red").mode()
-    camera = Prompt(kind, view=VIEWS[view]).modal_camera()
-    red, blue = (render([Scene(kind, colour)], camera).image[0] for colour in ("red", "blue"))
-    coloured = ((red - blue).abs().amax(0) > 0.2).sum()
-    assert coloured >= 0.25 * scene.mask(camera).sum()
-    assert coloured >= 100
+    for kind, view in product(KINDS, VIEWS):
+        scene, camera = Prompt(kind, "red").mode(), Prompt(kind, view=view).modal_camera()
+        red, blue = (render([Scene(kind, colour)], camera).image[0] for colour in ("red", "blue"))
+        coloured = ((red - blue).abs().amax(0) > 0.2).sum()
+        assert coloured >= max(100, 0.25 * scene.mask(camera).sum()), f"{kind}, {view} view"
 
 
 def test_pictures_are_pictures_on_a_plain_background() -> None:
