@@ -1,7 +1,7 @@
 """The figures of the pocket model's card: measured from the shipped files, through stock libraries, in about half an hour.
 
-`results/pocket.json` is written after every section; a killed run goes on there if it finds the same files, sizes, seeds
-and versions (delete it to measure anew). The tables of `MODEL_CARD.md` and `samples.png` beside it are made from that.
+Every section is kept in the cache; a killed run goes on there if it finds the same files, sizes, seeds and versions. From
+`results/pocket.json`, which gathers them, the tables of `MODEL_CARD.md` are made; `samples.png` is drawn beside it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from _timing import best_times, machine, table
@@ -22,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from msd_teach.files import whole
 from msd_teach.pocket import weights
 from msd_teach.pocket.data import SEEDS
 from msd_teach.pocket.evaluate import BARS, PILOT_SEED, SAMPLE_SEED, Figures, card_figures, draw, load_pipeline
 from msd_teach.pocket.training import save_sheet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, Prompt
+from msd_teach.runs.records import RESULTS, Record, Table
 
 ROOT = Path(__file__).parent.parent
 GOALS = {"kind": 0.97, "colour": 0.97, "view": 0.90}  # for samples, beyond their bars
@@ -35,41 +33,18 @@ RATIO_BAR = 4.0  # of Fréchet distances
 SHEET, COLUMNS = "sample sheet", 10  # its rows are the kinds
 NOT_SHOWN = ("low", "high", " error")  # in the table they stand beside their figures
 
-Record = dict[str, Any]
-
 
 # ---------------------------------------------------------------- measuring
 
 
-def head(folder: Path, samples: int, pictures: int) -> Record:
-    """What the figures depend on, and how they were made; `folder` holds SHA256SUMS."""
+def settings(folder: Path, samples: int, pictures: int) -> Record:
+    """What the figures depend on; `folder` holds SHA256SUMS."""
     return {
-        "command": shlex.join(["python", "benchmarks/pocket_model.py", *sys.argv[1:]]),
-        "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "digest": hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest(),
         "sizes": {"samples": samples, "pictures": pictures},
         "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "noise": 0},
     }
-
-
-def kept(path: Path, about: Record) -> dict[str, Figures]:
-    """The sections that an earlier run has measured in the same way."""
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    same = all(old.get(key) == about[key] for key in ("versions", "digest", "sizes", "seeds"))
-    return old["figures"] if same else {}
-
-
-def measure(sections: Mapping[str, Callable[[], Figures]], about: Record, path: Path) -> Record:
-    """Compute the sections that `path` lacks, and write it after each."""
-    record = about | {"figures": kept(path, about)}
-    for name, compute in sections.items():
-        if name not in record["figures"]:
-            record["figures"][name] = compute()
-            with whole(path) as partial:
-                partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            print(name, record["figures"][name], flush=True)
-    return record
 
 
 def seconds(folder: Path) -> Figures:
@@ -135,9 +110,10 @@ def in_words(figures: Figures, name: str) -> str:
 def figures_table(record: Record) -> str:
     """Every figure, its bar, and whether it reaches it; and below, how they were measured."""
     rows: list[dict] = []
-    for section, figures in record["figures"].items():
+    for figures in record["rows"]:
+        section = figures["of"]
         for name, value in figures.items():
-            if section != SHEET and not name.endswith(NOT_SHOWN):
+            if section != SHEET and name != "of" and not name.endswith(NOT_SHOWN):
                 bar, reached = verdict(section, name, value)
                 row = {"of": section, "figure": name, "measured": in_words(figures, name), "bar": bar}
                 rows.append(row | {"reached": reached})
@@ -191,12 +167,17 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=1000, help="judged samples at each guidance")
     arguments.add_argument("--pictures", type=int, default=2000, help="samples in the Fréchet distance")
     arguments.add_argument("--folder", type=Path, default=ROOT / "msd_teach/pocket", help="of the card and the weights")
-    arguments.add_argument("--out", type=Path, default=ROOT / "results/pocket.json")
+    arguments.add_argument("--results", type=Path, default=RESULTS, help="folder of pocket.json")
     a = arguments.parse_args()
     folder, card, sheet = weights(a.folder / "weights"), a.folder / "MODEL_CARD.md", a.folder / "samples.png"
     sections = card_figures(folder, a.samples, a.pictures)
     sections |= {"30 guided steps, one image": lambda: seconds(folder), SHEET: lambda: draw_sheet(folder, sheet)}
-    record = measure(sections, head(folder, a.samples, a.pictures), a.out)
+    rows = [{"of": name} for name in sections]
+    measured = Table("pocket", settings(folder, a.samples, a.pictures), lambda row: sections[row["of"]](), a.results)
+    measured.fill(rows)
+    command = shlex.join(["python", "benchmarks/pocket_model.py", *sys.argv[1:]])
+    written_to = measured.write(rows, {"command": command, "machine": machine()})
+    record = json.loads(written_to.read_text("utf-8"))
     card.write_text(written(card.read_text("utf-8"), record, folder), "utf-8")
 
 

@@ -7,12 +7,11 @@ that as many exact draws would leave. Prints a Markdown table and writes results
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from _timing import machine, report
 from torch import Tensor
 
 from msd_teach import GaussianMixture, counted, fractal, karras_sigmas, sample_product
+from msd_teach.runs.records import RESULTS, Record, Table
 
 BANDWIDTHS = (0.316, 0.1, 0.03)
 STEPS = (4, 8, 16, 32)
@@ -54,31 +54,34 @@ def truth(mixture: GaussianMixture, x: Tensor, bandwidth: float) -> tuple[Tensor
     return torch.stack(means), torch.stack(variances)
 
 
-def measure(mixture: GaussianMixture, x: Tensor, bandwidth: float, count: int, seed: int) -> Iterator[dict]:
-    """A row for each sampler, solver and number of steps."""
-    mean, variance = truth(mixture, x, bandwidth)
-    m = (mean - x).norm(dim=-1)
-    floor = ((variance / count).sqrt() / m).median().item()
-    for name, options in SAMPLERS.items():
-        for solver in ("euler", "heun"):
-            for steps in STEPS:
-                denoise = counted(mixture.denoise)
-                sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
-                g = torch.Generator().manual_seed(seed)
-                stack = x.expand(count, *x.shape)
-                *_, y = sample_product(denoise, stack, bandwidth, sigmas, solver=solver, generator=g, **options)
-                error = (y.mean(0) - mean).norm(dim=-1) / m
-                spread = (y.var(0).sum(-1) / variance).sqrt()
-                yield {
-                    "sampler": name,
-                    "solver": solver,
-                    "steps": steps,
-                    "calls": denoise.calls,
-                    "error": error.median().item(),
-                    "error, 90 %": error.quantile(0.9).item(),
-                    "floor": floor,
-                    "spread": spread.median().item(),
-                }
+def computing(a: argparse.Namespace) -> Callable[[Record], Record]:
+    """What computes a row, for the sizes and the seed of the command line."""
+    mixture = fractal()
+    places = queries(mixture, a.queries, torch.Generator().manual_seed(a.seed))
+
+    @cache
+    def known(place: str, bandwidth: float) -> tuple[Tensor, Tensor]:
+        return truth(mixture, places[place], bandwidth)
+
+    def compute(row: Record) -> Record:
+        x, bandwidth, count = places[row["queries"]], row["λ"], a.samples
+        mean, variance = known(row["queries"], bandwidth)
+        m = (mean - x).norm(dim=-1)
+        denoise = counted(mixture.denoise)
+        sigmas = karras_sigmas(row["steps"], SIGMA_MIN, SIGMA_MAX)
+        options = {"solver": row["solver"], "generator": torch.Generator().manual_seed(a.seed)}
+        stack = x.expand(count, *x.shape)
+        *_, y = sample_product(denoise, stack, bandwidth, sigmas, **options, **SAMPLERS[row["sampler"]])
+        error = (y.mean(0) - mean).norm(dim=-1) / m
+        return {
+            "calls": denoise.calls,
+            "error": error.median().item(),  # null where a sampler exploded past the largest float
+            "error, 90 %": error.quantile(0.9).item(),
+            "floor": ((variance / count).sqrt() / m).median().item(),
+            "spread": (y.var(0).sum(-1) / variance).sqrt().median().item(),
+        }
+
+    return compute
 
 
 def main() -> None:
@@ -86,29 +89,22 @@ def main() -> None:
     arguments.add_argument("--queries", type=int, default=16, help="on the data, and as many off it")
     arguments.add_argument("--samples", type=int, default=1024, help="samples of every sampler for each query")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results/product_samplers.json")
+    arguments.add_argument("--results", type=Path, default=RESULTS, help="folder of product_samplers.json")
     a = arguments.parse_args()
-    mixture = fractal()
-    places = queries(mixture, a.queries, torch.Generator().manual_seed(a.seed))
-    rows = []
-    for bandwidth in BANDWIDTHS:
-        for place, x in places.items():
-            for row in measure(mixture, x, bandwidth, a.samples, a.seed):
-                # A sampler that exploded past the largest float has no number, in JSON neither.
-                row = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-                rows.append({"λ": bandwidth, "queries": place} | row)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    record = {
-        "command": shlex.join(["python", "benchmarks/product_samplers.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "machine": machine(),
-        "sizes": {"queries": a.queries, "samples": a.samples, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX},
-        "seed": a.seed,
-        "rows": rows,
+    fields = {
+        "λ": BANDWIDTHS,
+        "queries": ("on", "off"),
+        "sampler": SAMPLERS,
+        "solver": ("euler", "heun"),
+        "steps": STEPS,
     }
-    a.out.parent.mkdir(exist_ok=True)
-    a.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    report(rows)
+    rows = [dict(zip(fields, values, strict=True)) for values in product(*fields.values())]
+    sizes = {"queries": a.queries, "samples": a.samples, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
+    table = Table("product_samplers", {"sizes": sizes, "seed": a.seed}, computing(a), a.results)
+    table.fill(rows)
+    command = shlex.join(["python", "benchmarks/product_samplers.py", *sys.argv[1:]])
+    table.write(rows, {"command": command, "machine": machine()})
+    report(table.gather(rows))
 
 
 if __name__ == "__main__":

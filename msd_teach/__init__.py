@@ -8,13 +8,14 @@ from .plane.densities import GaussianMixture, checkerboard, eight_gaussians, fra
 from .plane.learned import LearnedDenoiser, train_denoiser
 from .product import product_denoiser, sample_product
 from .sampling import invert, karras_sigmas, sample
-from .targets import ISM, MSD, SDI, SDS, VSD, MeanShift, Target
+from .targets import ISM, MSD, PFD, SDI, SDS, VSD, MeanShift, Target
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ISM",
     "MSD",
+    "PFD",
     "SDI",
     "SDS",
     "VSD",

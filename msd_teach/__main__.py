@@ -8,6 +8,12 @@ from pathlib import Path
 from .runs import tables
 
 
+def share(text: str) -> tuple[int, int]:
+    """(1, 4) from "1/4"."""
+    rank, world = map(int, text.split("/"))
+    return rank, world
+
+
 def main() -> None:
     """Read the command line and run it."""
     parser = argparse.ArgumentParser(prog="python -m msd_teach", description=__doc__)
@@ -18,15 +24,19 @@ def main() -> None:
     )
     making.add_argument("--table", choices=tables.ROWS, action="append", help="only this one")
     making.add_argument("--denoiser", choices=("ideal", "learned"), action="append", help="only this one")
+    making.add_argument(
+        "--share", type=share, default=(0, 1), help="1/4: every fourth row, for the second of four that share a cache"
+    )
     making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
     options = parser.parse_args()
     sizes = tables.SIZES[options.budget]
     folder = options.folder or Path("executed/smoke" if options.budget == "smoke" else "results")
-    for table in options.table or tables.ROWS:
-        rows = tables.ROWS[table](options.budget)
-        chosen = [row for row in rows if row.denoiser in (options.denoiser or [row.denoiser])]
-        tables.compute(table, chosen, sizes, folder)
-        print(tables.write(table, rows, sizes, folder, f"python -m msd_teach tables --budget {options.budget}"))
+    for name in options.table or tables.ROWS:
+        table, rows = tables.table(name, sizes, folder), tables.ROWS[name](options.budget)
+        chosen = [row._asdict() for row in rows if row.denoiser in (options.denoiser or [row.denoiser])]
+        table.fill(chosen, options.share)
+        command = f"python -m msd_teach tables --budget {options.budget}"
+        print(table.write([row._asdict() for row in rows], {"command": command}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from .tensors import per_item, right_pad
 
 
-@runtime_checkable
 class Denoiser(Protocol):
     """Maps z (*batch, *event), noisy at standard deviation `sigma`, to the posterior mean E[y | z] of the same shape.
 
@@ -27,33 +26,36 @@ class Denoiser(Protocol):
 SMALLEST_SIGMA = 1e-12  # below it float32 logits could overflow; the softmax has long become an arg max
 FINE = 0.004  # σ over the data's radius below which float32 logits, of size (radius/σ)², lose the digits that matter
 HEAD_MULTIPLE = 8  # fused attention kernels on GPUs want the head size in multiples of 8
+CHUNK = 2**20  # numbers in float64 at a time, while keys are made
 
 
 class IdealDenoiser:
     """The exact denoiser of a training set, D*(z; σ) = softmax(−|z − yᵢ|²/2σ²)·y (Eq. 16), as one attention read.
 
-    `data` has shape (M, *event). The query is z/σ², the keys are the data with −|y|²/2 as one more coordinate, the
-    values are the data again; the terms in |z|² cancel in the softmax. Memory grows with queries + data, not with their
-    product, wherever torch has a fused kernel (CPU: float32 and float64; CUDA: not float64). At σ = 0 the result is the
-    nearest datum (any mixture of them on a tie). Differentiable in reverse mode, once.
+    `data` has shape (M, *event), and is copied. The query is z/σ², the keys are the data with −|y|²/2 as one more
+    coordinate, the values are the keys again; the terms in |z|² cancel in the softmax. Memory grows with queries +
+    data, not with their product, wherever torch has a fused kernel (CPU: float32 and float64; CUDA: not float64). At
+    σ = 0 the result is the nearest datum (any mixture of them on a tie). Differentiable in reverse mode, once.
 
     Raises:
         ValueError: no data, data that are not finite, an event shape other than the data's, sigma < 0 or NaN.
     """
 
     def __init__(self, data: Tensor):
-        if data.ndim < 2 or data.shape[0] == 0:
+        if not isinstance(data, Tensor) or not data.is_floating_point():
+            said = f"a tensor of {data.dtype}" if isinstance(data, Tensor) else f"of type {type(data).__name__}"
+            raise ValueError(f"data is {said}; it must be a tensor of floats, (M, *event)")
+        if data.ndim < 2 or not data.numel():
             raise ValueError(f"data has shape {tuple(data.shape)}; it must be (M, *event) with M >= 1")
         if not data.isfinite().all():
             raise ValueError("data contains NaN or infinite values; all must be finite")
         self.event = data.shape[1:]
-        flat = data.flatten(1).double()  # half a square rounded to float32 would shift a logit by 1 at σ = .0002
+        self.data = data.detach().flatten(1).clone()
         # Rounding in a logit grows with |z||y|/σ², so the origin goes to the middle of the data.
-        self.centre = flat.mean(0)
-        self.values = flat - self.centre
-        half_squares = self.values.square().sum(-1, keepdim=True) / 2
-        self.keys = torch.cat([self.values, -half_squares], dim=-1)
-        self.radius = float((2 * half_squares.max()).sqrt())
+        self.centre = self.data.mean(0, dtype=torch.float64)
+        self._keys: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        half_squares = self.keys(torch.promote_types(data.dtype, torch.float32), data.device)[:, len(self.centre)]
+        self.radius = float((-2 * half_squares.double().min()).sqrt())
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         if z.shape[max(0, z.ndim - len(self.event)) :] != self.event:
@@ -72,14 +74,28 @@ class IdealDenoiser:
             mean = mean.index_put((fine.nonzero()[:, 0],), self._read(rows[fine].double(), s[fine]).to(kind))
         return mean.to(z.dtype).reshape(z.shape)
 
+    def keys(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The data about their centre, −|y|²/2 of each, and zeros up to a multiple of 8: (M, width), made once."""
+        if (dtype, device) not in self._keys:
+            count, d = self.data.shape
+            keys = torch.zeros(count, d + 1 + -(d + 1) % HEAD_MULTIPLE, dtype=dtype, device=device)
+            rows = max(1, CHUNK // d)
+            for part, some in zip(keys.split(rows), self.data.split(rows), strict=True):
+                y = (
+                    some.double() - self.centre
+                )  # half a square rounded to float32 would shift a logit by 1 at σ = .0002
+                part[:, :d], part[:, d] = y, -y.square().sum(-1) / 2
+            self._keys[dtype, device] = keys
+        return self._keys[dtype, device]
+
     def _read(self, z: Tensor, sigma: Tensor) -> Tensor:
         """The attention read in z's precision, for rows z (n, d) and sigma (n, 1)."""
-        centre, keys, values = (t.to(z.device, z.dtype) for t in (self.centre, self.keys, self.values))
+        keys, centre = self.keys(z.dtype, z.device), self.centre.to(z.device, z.dtype)
         s = sigma.to(z.dtype).clamp(min=SMALLEST_SIGMA)
         query = torch.cat([z - centre, torch.ones_like(s)], dim=-1) / s.square()
-        padding = (0, -query.shape[-1] % HEAD_MULTIPLE)
-        q, k, v = (pad(t, padding)[None, None] for t in (query, keys, pad(values, (0, 1))))
-        return scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : len(centre)] + centre
+        q = pad(query, (0, keys.shape[1] - query.shape[1]))[None, None]
+        mean = scaled_dot_product_attention(q, keys[None, None], keys[None, None], scale=1.0)
+        return mean[0, 0, :, : len(centre)] + centre
 
 
 Scale = float | Tensor | Callable[[float | Tensor], float | Tensor]
@@ -119,8 +135,20 @@ class Guided:
         return sum(cost(term, z, sigma) for term, used in needed if used)
 
     def _strength(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        s = self.scale(sigma) if callable(self.scale) else self.scale
+        s = _asked(self.scale, sigma) if callable(self.scale) else self.scale
         return right_pad(s, z, "scale")
+
+
+def _asked(scale: Callable[[float | Tensor], float | Tensor], sigma: float | Tensor) -> float | Tensor:
+    """The scale at sigma; a function that compares sigma with something is asked about each of several levels alone."""
+    try:
+        s = scale(sigma)
+    except RuntimeError:  # "Boolean value of Tensor with more than one value is ambiguous"
+        if not isinstance(sigma, Tensor) or sigma.numel() < 2:
+            raise
+        s = torch.tensor([float(scale(level)) for level in sigma.flatten().tolist()]).reshape(sigma.shape)
+    check_scale(s)
+    return s
 
 
 def guided(cond: Denoiser, uncond: Denoiser, scale: Scale) -> Guided:

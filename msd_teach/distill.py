@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .denoisers import Denoiser
-from .targets import Method
-from .tensors import per_item
+from .targets import Method, Target
+from .tensors import at_least_float32, at_least_one, per_item
 
 
 class Rendered(NamedTuple):
@@ -22,13 +25,17 @@ class Rendered(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """One step: its number, loss, noise level or bandwidth, mean |target − x|, and denoiser calls an item so far."""
+    """One step: its number, the loss (penalty included), the level σ or λ, the mean |target − x|, denoiser calls an item
+    and seconds so far, and the penalty.
+    """
 
     step: int
     loss: float
     level: float
     shift_norm: float
     calls: int
+    seconds: float = 0.0
+    penalty: float = 0.0
 
 
 def distill(
@@ -40,55 +47,121 @@ def distill(
     stop_level: float | None = None,
     tolerance: float | None = None,
     generator: torch.Generator | None = None,
+    steps_per_target: int = 1,
+    done: StepInfo | None = None,
 ) -> Iterator[StepInfo]:
-    """Minimises ½ w |render(θ) − target|², the target held fixed, one optimiser step at a time.
+    """Minimises ½ w |render(θ) − target|², the target held fixed, one target after another.
 
     `render(generator)` returns x of shape (batch, *event) or a `Rendered`. Squares are summed over an event and
-    averaged over the batch. The run ends after `steps`, before the first level below `stop_level` (the paper's
-    λ < λ_min), or after the first step whose mean shift |target − x| is below `tolerance`.
+    averaged over the batch. Each of `steps` targets is followed by `steps_per_target` optimiser steps, for which
+    `render` is asked again with the random numbers of the first time: the same cameras, at the new θ. The run ends
+    after `steps`, before the first level below `stop_level` (the paper's λ < λ_min), or after the first step whose
+    mean shift |target − x| is below `tolerance`.
+
+    The generator yields between steps. There belong learning-rate schedules, what a renderer changes during a run,
+    trackers and checkpoints: θ, the states of optimizer and generator, and the last `StepInfo`. A run that is given
+    these states and that record as `done` goes on after it, as if it had not been interrupted.
 
     Raises:
-        ValueError: fewer than one step.
-        FloatingPointError: x, target, loss or gradient is not finite; names the step. The parameters are untouched by it.
+        ValueError: an argument that no run can use.
+        FloatingPointError: x, target, loss or gradient is not finite; names the step. In a step's first optimiser step
+            the parameters are untouched by it.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
-    return _run(render, optimizer, denoise, method, steps, stop_level, tolerance, generator)
+    at_least_one("steps", steps)
+    at_least_one("steps_per_target", steps_per_target)
+    _check(optimizer, denoise, method, done)
+    draws = torch.default_generator if generator is None else generator
 
-
-def _run(render, optimizer, denoise, method, steps, stop_level, tolerance, generator) -> Iterator[StepInfo]:
-    calls = 0
-    after_step = getattr(method, "after_step", None)
-    for step in range(steps):
-        rendered = render(generator)
-        if isinstance(rendered, Tensor):
-            rendered = Rendered(rendered)
-        x = rendered.x
-        if x.ndim < 2 or len(x) == 0 or not x.requires_grad:
-            said = f"{tuple(x.shape)}, {'with' if x.requires_grad else 'without'} a gradient"
-            raise ValueError(f"render returned x of shape {said}; it must be (batch >= 1, *event) with a gradient")
-        with torch.no_grad():
+    def run() -> Iterator[StepInfo]:
+        calls, seconds = (0, 0.0) if done is None else (done.calls, done.seconds)
+        after_step = getattr(method, "after_step", None)
+        for step in range(0 if done is None else done.step + 1, steps):
+            began = time.perf_counter()
+            before = draws.get_state()
+            rendered = _rendered(render(generator))
             own = denoise if rendered.denoise is None else rendered.denoise
-            target = method(own, x.detach(), step / max(1, steps - 1), generator)
-        if stop_level is not None and target.level < stop_level:
-            return
-        shift = (target.value - x.detach()).flatten(1).norm(dim=1)
-        w = per_item(target.weight, x, "weight")
-        gap = (x - target.value).to(torch.promote_types(x.dtype, torch.float32))  # a half could not hold the sum
-        loss = (w * gap.square()).sum() / (2 * len(x)) + rendered.penalty
-        where = f"({type(method).__name__}, level {target.level:g})"
-        if not (shift.isfinite().all() and loss.isfinite()):
-            raise FloatingPointError(f"step {step}: x, its target or the loss is not finite {where}")
-        optimizer.zero_grad()
-        loss.backward()
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not all(gradient.isfinite().all() for gradient in gradients):
-            raise FloatingPointError(f"step {step}: the gradient of render is not finite {where}")
-        optimizer.step()
-        if after_step is not None:
-            after_step(x.detach(), generator)
-        calls += target.calls
-        info = StepInfo(step, loss.item(), target.level, shift.mean().item(), calls)
-        yield info
-        if tolerance is not None and info.shift_norm < tolerance:
-            return
+            here = at_least_float32(rendered.x.detach())
+            with torch.no_grad():
+                target = method(own, here, step / max(1, steps - 1), generator)
+            _check_target(target, here, method)
+            if stop_level is not None and target.level < stop_level:
+                return
+            shift = (target.value - here).flatten(1).norm(dim=1)
+            where = f"step {step} ({type(method).__name__}, level {target.level:g})"
+            after = draws.get_state()
+            loss = _optimise(rendered, optimizer, target, where)
+            for _ in range(steps_per_target - 1):
+                draws.set_state(before)
+                rendered = _rendered(render(generator))
+                loss = _optimise(rendered, optimizer, target, where)
+            draws.set_state(after)
+            calls += target.calls
+            if after_step is not None:
+                calls += after_step(own, here, generator) or 0
+            seconds += time.perf_counter() - began
+            penalty = float(torch.as_tensor(rendered.penalty).detach())
+            info = StepInfo(step, loss, target.level, shift.mean().item(), calls, seconds, penalty)
+            yield info
+            if tolerance is not None and info.shift_norm < tolerance:
+                return
+
+    ended = done is not None and tolerance is not None and done.shift_norm < tolerance
+    return iter(()) if ended else run()
+
+
+def _optimise(rendered: Rendered, optimizer: torch.optim.Optimizer, target: Target, where: str) -> float:
+    """One optimiser step towards the target, and the loss before it."""
+    x = at_least_float32(rendered.x)  # a half could not hold the sum
+    if not torch.as_tensor(target.weight).isfinite().all():
+        raise FloatingPointError(f"{where}: the weight of the target is not finite")
+    w = per_item(target.weight, x, "weight")
+    loss = (w * (x - target.value).square()).sum() / (2 * len(x)) + rendered.penalty
+    if not loss.isfinite():
+        raise FloatingPointError(f"{where}: x, its target or the loss is not finite")
+    optimizer.zero_grad()
+    loss.backward()
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not torch.nn.utils.get_total_norm(gradients, math.inf).isfinite():
+        raise FloatingPointError(f"{where}: the gradient of render is not finite")
+    optimizer.step()
+    return loss.item()
+
+
+def _rendered(answer: object) -> Rendered:
+    rendered = Rendered(answer) if isinstance(answer, Tensor) else answer
+    if not isinstance(rendered, Rendered) or not isinstance(rendered.x, Tensor):
+        raise ValueError(f"render returned a {type(answer).__name__}; it must be a tensor x or Rendered(x, …)")
+    x = rendered.x
+    if x.ndim < 2 or not x.numel() or not x.is_floating_point() or not x.requires_grad:
+        said = f"{tuple(x.shape)}, {x.dtype}, {'with' if x.requires_grad else 'without'} a gradient"
+        raise ValueError(
+            f"render returned x of shape {said}; it must be (batch >= 1, *event), of floats, with a gradient"
+        )
+    return rendered
+
+
+def _check(optimizer: object, denoise: object, method: object, done: object) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer is {optimizer!r}; it must be one of torch.optim's, with the parameters of render")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer is {type(optimizer).__name__}, which asks for the loss several times a step; choose another"
+        )
+    if not callable(denoise):
+        hint = "; give its .denoise" if callable(getattr(denoise, "denoise", None)) else ""
+        raise ValueError(f"denoise is {denoise!r}; it must be a function denoise(z, sigma){hint}")
+    if isinstance(method, type) or not callable(method):
+        raise ValueError(
+            f"method is {method!r}; it must be called with settings first, such as MeanShift(linear(1, .1))"
+        )
+    if not isinstance(done, StepInfo | None):
+        raise ValueError(f"done is {done!r}; it must be the last StepInfo of an interrupted run")
+
+
+def _check_target(target: object, x: Tensor, method: object) -> None:
+    if not isinstance(target, Target) or target.value.shape != x.shape:
+        said = f"a value of shape {tuple(target.value.shape)}" if isinstance(target, Target) else f"{target!r}"
+        raise ValueError(
+            f"method {method!r} gave {said}; it must give a Target whose value is like x, {tuple(x.shape)}"
+        )

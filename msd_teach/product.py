@@ -12,29 +12,28 @@ from torch import Tensor
 
 from .denoisers import Denoiser, cost
 from .sampling import descending, sample, solver_step
-from .tensors import noise_like, per_item
+from .tensors import at_least_float32, noise_like, per_item
 
 KERNELS = ("exact", "exponential", "explicit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Product:
     denoise: Denoiser
     x: Tensor
-    bandwidth: float | Tensor
+    λ: Tensor  # padded against x
 
-    def _share_of_z(self, z: Tensor, sigma: Tensor) -> Tensor:
-        bandwidth = per_item(self.bandwidth, self.x, "bandwidth", positive=True)
-        return 1 / (1 + (sigma / bandwidth) ** 2)
+    def _asked(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The state and the noise level that the model is asked about."""
+        s = per_item(sigma, z)
+        w = 1 / (1 + (s / self.λ) ** 2)
+        return self.x + w * (z - self.x), s * w.sqrt()
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        s = per_item(sigma, z)
-        w = self._share_of_z(z, s)
-        return self.denoise(self.x + w * (z - self.x), s * w.sqrt())
+        return self.denoise(*self._asked(z, sigma))
 
     def cost(self, z: Tensor, sigma: float | Tensor) -> int:
-        s = per_item(sigma, z)
-        return cost(self.denoise, z, s * self._share_of_z(z, s).sqrt())
+        return cost(self.denoise, *self._asked(z, sigma))
 
 
 def product_denoiser(denoise: Denoiser, x: Tensor, bandwidth: float | Tensor) -> Denoiser:
@@ -51,8 +50,7 @@ def product_denoiser(denoise: Denoiser, x: Tensor, bandwidth: float | Tensor) ->
     Raises:
         ValueError: a bandwidth that is NaN or not positive.
     """
-    per_item(bandwidth, x, "bandwidth", positive=True)
-    return _Product(denoise, x, bandwidth)
+    return _Product(denoise, x, per_item(bandwidth, x, "bandwidth", positive=True))
 
 
 def heat(sigma: float) -> float:
@@ -70,6 +68,7 @@ def sample_product(
     interval: tuple[float, float] | None = None,
     centre: Sequence[Tensor] | None = None,
     solver: str = "heun",
+    start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Draws one sample of q(y | x) for every x of shape (*batch, *event): a generator of states, the sample last.
@@ -85,12 +84,16 @@ def sample_product(
     `centre` gives c at each of `sigmas`, x if left out. The start is c₀ + (σ_max n − c₀) e^{−h₀/λ²} (Algorithm 2), or
     σ_max n where σ_max lies above the interval.
 
+    `start`, of x's shape, replaces the start of any kernel by a state at `sigmas[0]` (of an earlier draw, say), and
+    nothing is drawn. States are in float32 or better, whatever x is.
+
     Raises:
         ValueError: an unknown kernel, clock or solver; a bandwidth that is not positive (and finite, for "exact", which
-            starts at D(x; λ)); an interval that misses the noise levels; a centre that does not lie on them; an option
-            that the chosen kernel does not have.
+            starts at D(x; λ)); an interval that misses the noise levels; a centre that does not lie on them; a start of
+            another shape; an option that the chosen kernel does not have.
     """
     levels = descending(sigmas, solver)
+    x = at_least_float32(x)
     λ = per_item(bandwidth, x, "bandwidth", positive=True)
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; it may be one of {', '.join(KERNELS)}")
@@ -98,11 +101,17 @@ def sample_product(
         raise ValueError(f"clock, interval and centre belong to kernel='exponential'; kernel is {kernel!r}")
     if kernel == "exact" and not λ.isfinite().all():
         raise ValueError("bandwidth is inf; for kernel='exact', which starts at D(x; λ), it must be finite")
-    n = levels[0] * noise_like(x, generator)
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start has shape {tuple(start.shape)}; it must be x's, {tuple(x.shape)}")
+    begin = levels[0] * noise_like(x, generator) if start is None else at_least_float32(start)
     if kernel == "exact":
-        return _exact(denoise, x, λ, sigmas, solver, n)
+        with torch.no_grad():
+            begin = begin if start is not None else denoise(x, λ) + begin
+        return sample(product_denoiser(denoise, x, λ), begin, sigmas, solver)
     if kernel == "explicit":
-        return sample(lambda z, sigma: denoise(z, sigma) + per_item(sigma, z) ** 2 / λ**2 * (x - z), n, sigmas, solver)
+        return sample(
+            lambda z, sigma: denoise(z, sigma) + (per_item(sigma, z) / λ) ** 2 * (x - z), begin, sigmas, solver
+        )
     times = _kernel_times(levels, clock, interval)
     centres = list(centre) if centre is not None else [x] * len(levels)
     if len(centres) != len(levels) or any(c.shape != x.shape for c in centres):
@@ -111,12 +120,14 @@ def sample_product(
             f"centre has {len(centres)} states of shapes {shapes}; it must have one for each of the "
             f"{len(levels)} sigmas, of x's shape {tuple(x.shape)}"
         )
-    return _exponential(denoise, levels, times, centres, λ, solver, n)
+    if start is None:
+        begin = centres[0] + (begin - centres[0]) * _decay(times[0], λ)
+    return _exponential(denoise, levels, times, centres, λ, solver, begin)
 
 
-@torch.no_grad()
-def _exact(denoise: Denoiser, x: Tensor, λ: Tensor, sigmas: Tensor, solver: str, n: Tensor) -> Iterator[Tensor]:
-    yield from sample(product_denoiser(denoise, x, λ), denoise(x, λ) + n, sigmas, solver)
+def _decay(h: float, λ: Tensor) -> Tensor:
+    """e^{−h/λ²}; dividing twice, because λ² may underflow where h is 0."""
+    return (-h / λ / λ).exp()
 
 
 @torch.no_grad()
@@ -129,11 +140,10 @@ def _exponential(
     solver: str,
     z: Tensor,
 ) -> Iterator[Tensor]:
-    z = centres[0] + (z - centres[0]) * (-times[0] / λ**2).exp()
     yield z
     for (here, there), h, c in zip(pairwise(levels), times[1:], centres[1:], strict=True):
         z = solver_step(denoise, z, here, there, solver)
-        z = c + (z - c) * (-h / λ**2).exp()
+        z = c + (z - c) * _decay(h, λ)
         yield z
 
 

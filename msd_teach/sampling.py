@@ -6,6 +6,7 @@ Samplers are generators of states, one for each noise level, so that `*path, x =
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from math import inf
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .denoisers import Denoiser
+from .tensors import at_least_float32, at_least_one
 
 SOLVERS = ("heun", "euler")
 
@@ -23,10 +25,9 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     Equal spacing in σ^(1/ρ) between sigma_max and sigma_min, then 0 (Karras et al. 2022, Eq. 5).
 
     Raises:
-        ValueError: fewer than one step, or not 0 < sigma_min < sigma_max.
+        ValueError: steps that is no whole number >= 1, or not 0 < sigma_min < sigma_max.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
+    at_least_one("steps", steps)
     if not 0 < rho < float("inf"):
         raise ValueError(f"rho is {rho}; it must be > 0")
     if not 0 < sigma_min < sigma_max < float("inf"):
@@ -42,12 +43,17 @@ def vp_sigma(t: Tensor) -> Tensor:
 
     The scaled-linear schedule has √β from √.00085 to √.012 in 1000 steps; σ = √((1 − ᾱ)/ᾱ), log σ linear between steps.
     """
+    table = _vp_log_sigmas()
+    place = torch.as_tensor(t, dtype=torch.float64).clamp(0, 1) * (len(table) - 1)
+    below = place.floor().long().clamp(max=len(table) - 2)
+    return torch.lerp(table[below], table[below + 1], place - below).exp()
+
+
+@cache
+def _vp_log_sigmas() -> Tensor:
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = (1 - beta).cumprod(0)
-    log_sigma = ((1 - alpha_bar) / alpha_bar).log() / 2
-    place = torch.as_tensor(t, dtype=torch.float64).clamp(0, 1) * (len(beta) - 1)
-    below = place.floor().long().clamp(max=len(beta) - 2)
-    return torch.lerp(log_sigma[below], log_sigma[below + 1], place - below).exp()
+    return ((1 - alpha_bar) / alpha_bar).log() / 2
 
 
 def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -> Iterator[Tensor]:
@@ -55,7 +61,8 @@ def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -
 
     `z` of shape (*batch, *event) is noise of standard deviation `sigmas[0]` (plus data, if that is small). With
     "euler" this is DDIM without added noise (Song et al. 2021, in variance-exploding form), one denoiser call a step;
-    "heun" is second order with two calls, one on the last step (Karras et al. 2022, Alg. 1). No gradients are kept.
+    "heun" is second order with two calls, one on the last step (Karras et al. 2022, Alg. 1). No gradients are kept, and
+    states are in float32 or better, whatever z is.
 
     Raises:
         ValueError: an unknown solver, or sigmas that do not descend to a last value ≥ 0.
@@ -92,7 +99,7 @@ def descending(sigmas: Tensor, solver: str) -> list[float]:
 
 @torch.no_grad()
 def _integrate(denoise: Denoiser, z: Tensor, levels: list[float], solver: str) -> Iterator[Tensor]:
-    z = z.detach()
+    z = at_least_float32(z.detach())
     yield z
     for here, there in pairwise(levels):
         z = solver_step(denoise, z, here, there, solver)

@@ -1,14 +1,21 @@
-"""How bandwidths fall over a run, how score distillation draws its noise levels, and how it weighs them."""
+"""How bandwidths fall over a run, how score distillation draws its noise levels, and how it weighs them.
+
+All of them are values: their repr says all of them, equal ones compare equal, and they pickle.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .sampling import vp_sigma
+from .sampling import karras_sigmas, vp_sigma
+from .tensors import at_least_one
 
 Schedule = Callable[[float], float]
 """Progress through the run, 0 to 1, to a bandwidth or noise level; never increasing."""
@@ -19,28 +26,63 @@ SigmaLaw = Callable[[Tensor, float], Tensor]
 Weight = Callable[[Tensor], Tensor]
 """Noise level σ to the weight of x − D(x + σn; σ)."""
 
+Levels = Callable[[Tensor], Tensor]
+"""Time t in [0, 1] to the noise level σ of a model: `vp_sigma` for Stable Diffusion's, `prior.level` for a model's own."""
 
-def linear(start: float, end: float) -> Schedule:
+
+class Settings:
+    """A dataclass that is known by what it says: functions go by their names, tensors by their values."""
+
+    def __repr__(self) -> str:
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_in_words(getattr(self, name))}' for name in names)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def _values(self) -> tuple[Any, ...]:
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return tuple(_in_words(value) if isinstance(value, Tensor) else value for value in values)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return value.__qualname__
+    return str(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class _Falling(Settings):
+    start: float
+    end: float
+
+    def __post_init__(self):
+        if not 0 < self.end <= self.start < math.inf:
+            raise ValueError(f"start, end are {self.start}, {self.end}; they must be 0 < end <= start")
+
+
+class linear(_Falling):
     """Falls from `start` to `end` at a constant rate (the paper's choice in 2-D)."""
-    _check_ends(start, end)
-    return lambda progress: start * (1 - progress) + end * progress
+
+    def __call__(self, progress: float) -> float:
+        return self.start * (1 - progress) + self.end * progress
 
 
-def geometric(start: float, end: float) -> Schedule:
+class geometric(_Falling):
     """Falls from `start` to `end` by a constant factor."""
-    _check_ends(start, end)
-    return lambda progress: start ** (1 - progress) * end**progress
+
+    def __call__(self, progress: float) -> float:
+        return self.start ** (1 - progress) * self.end**progress
 
 
-def cosine(start: float, end: float) -> Schedule:
+class cosine(_Falling):
     """Falls from `start` to `end` along half a cosine: slowly, fast, slowly."""
-    _check_ends(start, end)
-    return lambda progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
-
-def _check_ends(start: float, end: float) -> None:
-    if not 0 < end <= start < math.inf:
-        raise ValueError(f"start, end are {start}, {end}; they must be 0 < end <= start")
+    def __call__(self, progress: float) -> float:
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def check_falling(schedule: Schedule, name: str) -> None:
@@ -53,24 +95,72 @@ def check_falling(schedule: Schedule, name: str) -> None:
             raise ValueError(f"{name} is {now:g} at progress {i / 256:.3f}; it must be positive and may never increase")
 
 
-def uniform_sigma(low: float = 0.002, high: float = 5.0) -> SigmaLaw:
+@dataclass(frozen=True, repr=False, eq=False)
+class uniform_sigma(Settings):
     """σ uniform between `low` and `high`."""
-    if not 0 < low <= high < math.inf:
-        raise ValueError(f"low, high are {low}, {high}; they must be 0 < low <= high")
-    return lambda u, progress: low + (high - low) * u
+
+    low: float = 0.002
+    high: float = 5.0
+
+    def __post_init__(self):
+        if not 0 < self.low <= self.high < math.inf:
+            raise ValueError(f"low, high are {self.low}, {self.high}; they must be 0 < low <= high")
+
+    def __call__(self, u: Tensor, progress: float) -> Tensor:
+        return self.low + (self.high - self.low) * u
 
 
-def uniform_time(low: float = 0.02, high: float = 0.98) -> SigmaLaw:
-    """t uniform on Stable Diffusion's schedule, σ = `vp_sigma(t)` (DreamFusion's range by default)."""
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"low, high are {low}, {high}; they must be 0 <= low < high <= 1")
-    return lambda u, progress: vp_sigma(low + (high - low) * u)
+@dataclass(frozen=True, repr=False, eq=False)
+class uniform_time(Settings):
+    """t uniform between `low` and `high`, σ = levels(t): on Stable Diffusion's schedule in DreamFusion's range by default."""
+
+    low: float = 0.02
+    high: float = 0.98
+    levels: Levels = vp_sigma
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"low, high are {self.low}, {self.high}; they must be 0 <= low < high <= 1")
+
+    def __call__(self, u: Tensor, progress: float) -> Tensor:
+        return self.levels(self.low + (self.high - self.low) * u)
 
 
-def annealed(schedule: Schedule) -> SigmaLaw:
+@dataclass(frozen=True, repr=False, eq=False)
+class annealed(Settings):
     """σ follows a schedule: the control that gives SDS the same annealing as mean-shift distillation."""
-    check_falling(schedule, "schedule")
-    return lambda u, progress: torch.full_like(u, schedule(progress))
+
+    schedule: Schedule
+
+    def __post_init__(self):
+        check_falling(self.schedule, "schedule")
+
+    def __call__(self, u: Tensor, progress: float) -> Tensor:
+        return torch.full_like(u, self.schedule(progress))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class sigmas_around(Settings):
+    """The noise levels of a product sampler at bandwidth λ: from span·λ (or `top`) down to λ/span, then 0.
+
+    Between them the levels lie as in `karras_sigmas`. With Heun and the exact kernel the default draws 1.00 to 1.02 of
+    the variance of a Gaussian product, at every λ alike; 12 steps draw up to 1.11, Euler's 24 steps .80 to .85. The
+    paper's kernels need a `top` well above the data, since they start at pure noise.
+    """
+
+    steps: int = 24
+    span: float = 30.0
+    top: float | None = None
+
+    def __post_init__(self):
+        at_least_one("steps", self.steps)
+        if not 1 < self.span < math.inf:
+            raise ValueError(f"span is {self.span}; it must be above 1, and finite")
+
+    def __call__(self, bandwidth: float) -> Tensor:
+        """Levels (steps + 1,) in float64; ValueError where bandwidth/span is not below `top`."""
+        top = self.span * bandwidth if self.top is None else self.top
+        return karras_sigmas(self.steps, bandwidth / self.span, top)
 
 
 def dreamfusion_weight(sigma: Tensor) -> Tensor:

@@ -1,23 +1,37 @@
 """Every score distillation as a target: x is pulled towards `value` with force `weight`.
 
 A method is called as method(denoise, x, progress, generator), with x of shape (batch, *event) and progress in [0, 1].
+It owns no denoiser: a second one is the batch's own, of the same prompts and views, at another guidance scale. A number
+says which; a `Denoiser` in its place is taken as it is (in the plane, where there is no guidance to speak of).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser, counted
+from .denoisers import Denoiser, IdealDenoiser, counted, rescaled
 from .product import KERNELS, sample_product
-from .sampling import descending, invert, solver_step, vp_sigma
-from .schedules import Schedule, SigmaLaw, Weight, check_falling, dreamfusion_weight, linear, uniform_time
-from .tensors import noise_like, per_item
+from .sampling import SOLVERS, descending, invert, sample, solver_step, vp_sigma
+from .schedules import (
+    Levels,
+    Schedule,
+    Settings,
+    SigmaLaw,
+    Weight,
+    check_falling,
+    dreamfusion_weight,
+    linear,
+    uniform_time,
+)
+from .tensors import at_least_one, noise_like, per_item
 
 
 class Target(NamedTuple):
@@ -30,7 +44,9 @@ class Target(NamedTuple):
 
 
 class Method(Protocol):
-    """What `distill` needs; a method may also define after_step(x, generator) and state_dict()."""
+    """What `distill` needs. A method that learns also has after_step(denoise, x, generator), which gives the calls that
+    it spent on each item, and state_dict() and load_state_dict(state) for a checkpoint.
+    """
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target: ...
 
@@ -46,8 +62,8 @@ def _draw(
     return sigma, stack + per_item(sigma, stack) * noise_like(stack, generator)
 
 
-@dataclass
-class SDS:
+@dataclass(frozen=True, repr=False, eq=False)
+class SDS(Settings):
     """Score distillation sampling (Poole et al. 2022; Eq. 1, Algorithm 1): the target is D(x + σn; σ), σ and n anew.
 
     `sigma` draws the noise levels and `weight` weighs them, `samples` is the Monte-Carlo size N. With
@@ -59,7 +75,7 @@ class SDS:
     samples: int = 1
 
     def __post_init__(self):
-        _at_least_one("samples", self.samples)
+        at_least_one("samples", self.samples)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         denoise = counted(denoise)
@@ -69,84 +85,134 @@ class SDS:
         return Target(value, w.mean(0), self.samples * denoise.calls, float(sigma.mean()))
 
 
-@dataclass
-class VSD:
+@dataclass(frozen=True, repr=False, eq=False)
+class VSD(Settings):
     """Variational score distillation (Wang et al. 2023): the target is x − [D_particles(z; σ) − D(z; σ)].
 
-    `particles` turns the current x into the denoiser of their distribution. In the plane `IdealDenoiser` is exact; on
-    images a LoRA stands for it. With a single particle the mean of the update is that of SDS.
+    `particles(x, denoise)` gives the denoiser of the distribution of the current x; `denoise` is the batch's own, with
+    its prompts and views. In the plane `ideal_particles` is exact; on images a LoRA stands for it, which learns in its
+    own after_step. With a single particle the mean of the update is that of SDS.
     """
 
-    particles: Callable[[Tensor], Denoiser]
+    particles: Callable[[Tensor, Denoiser], Denoiser]
     sigma: SigmaLaw = field(default_factory=uniform_time)
     weight: Weight = dreamfusion_weight
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        prior, own = counted(denoise), counted(self.particles(x))
+        prior, own = counted(denoise), counted(self.particles(x, denoise))
         sigma, z = (t[0] for t in _draw(self.sigma, x, 1, progress, generator))
         value = x - own(z, sigma) + prior(z, sigma)
         return Target(value, self.weight(sigma), prior.calls + own.calls, float(sigma.mean()))
 
+    def after_step(self, denoise: Denoiser, x: Tensor, generator: torch.Generator | None) -> int:
+        """Lets `particles` learn from the current x; gives the calls an item that this took."""
+        learn = getattr(self.particles, "after_step", None)
+        return 0 if learn is None else learn(denoise, x, generator)
 
-@dataclass
-class SDI:
+    def state_dict(self) -> dict[str, Any]:
+        """What `particles` has learned; empty where it does not learn."""
+        own = getattr(self.particles, "state_dict", None)
+        return {} if own is None else own()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Gives back to `particles` what `state_dict` took down."""
+        own = getattr(self.particles, "load_state_dict", None)
+        if own is not None:
+            own(state)
+
+
+def ideal_particles(x: Tensor, denoise: Denoiser) -> Denoiser:
+    """The exact denoiser of the particles x themselves."""
+    return IdealDenoiser(x)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SDI(Settings):
     """Score distillation via inversion (Lukoianov et al. 2024): SDS whose noise is found by inverting x.
 
-    x is inverted with `inversion` (its guidance is usually negative; default: the denoiser itself) in Euler steps of
-    1/steps up to the time t = time(progress) + U(0, 1/steps) of Stable Diffusion's schedule, with fresh noise of share
-    `noise` at each step; the target is D(z; σ(t)) with weight 1. One t serves the whole batch.
+    x is inverted in Euler steps of 1/steps up to the time t = time(progress) + U(0, 1/steps) of the model's schedule
+    `levels`, with fresh noise of share `noise` at each step; the target is D(z; σ(t)) with weight 1. One t serves the
+    whole batch. `inversion` is the guidance scale on the way up, usually negative; None: the denoiser as it is.
     """
 
-    inversion: Denoiser | None = None
+    inversion: float | Denoiser | None = None
     time: Schedule = field(default_factory=lambda: linear(0.98, 0.25))
     steps: int = 10
     noise: float = 0.3
+    levels: Levels = vp_sigma
 
     def __post_init__(self):
-        _at_least_one("steps", self.steps)
+        at_least_one("steps", self.steps)
         check_falling(self.time, "time")
+        _check_second("inversion", self.inversion)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        prior, back = counted(denoise), counted(denoise if self.inversion is None else self.inversion)
-        t = min(self.time(progress) + _uniform(generator) / self.steps, 1.0)
-        grid = [i / self.steps for i in range(self.steps) if i / self.steps < t] + [t]
-        levels = vp_sigma(torch.tensor(grid, dtype=torch.float64)).tolist()
-        z = x
-        for low, high in pairwise(levels):
-            z = solver_step(back, z, low, high, "euler")
-            variance = low**2 * (high**2 - low**2) / high**2 * (1 + high**2) / (1 + low**2)
-            z = z + self.noise * variance**0.5 * noise_like(x, generator)
-        return Target(prior(z, levels[-1]), 1.0, prior.calls + back.calls, levels[-1])
+        prior, back = counted(denoise), _second(denoise, self.inversion)
+        sigmas, z = _inverted(back, x, self.time(progress), self.steps, self.noise, self.levels, generator)
+        return Target(prior(z, sigmas[-1]), 1.0, prior.calls + back.calls, sigmas[-1])
 
 
-@dataclass
-class ISM:
-    """Interval score matching (Liang et al. 2023): the target is x − σ_t [ε(z_t; t) − ε_uncond(z_s; s)].
+@dataclass(frozen=True, repr=False, eq=False)
+class PFD(Settings):
+    """Probability-flow distillation (arXiv 2605.09071): SDI with the whole way down in place of its one Euler step.
 
-    x is inverted with `uncond` (default: the denoiser itself) in `steps` Euler steps to time s, and one `interval`
-    further to t on Stable Diffusion's schedule; t is uniform in `times`, one for the whole batch.
+    x is inverted as in `SDI`, and the flow is then solved from there to σ = 0 on the same noise levels; the target is
+    where it ends, with weight 1. Where `inversion` is the denoiser itself and `noise` is 0, up and down are one flow,
+    and the target is x up to the solver's error, whatever x is.
     """
 
-    uncond: Denoiser | None = None
+    inversion: float | Denoiser | None = None
+    time: Schedule = field(default_factory=lambda: linear(0.98, 0.25))
+    steps: int = 10
+    noise: float = 0.3
+    levels: Levels = vp_sigma
+    solver: str = "euler"
+
+    def __post_init__(self):
+        at_least_one("steps", self.steps)
+        check_falling(self.time, "time")
+        _check_second("inversion", self.inversion)
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}; it may be one of {', '.join(SOLVERS)}")
+
+    def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
+        prior, back = counted(denoise), _second(denoise, self.inversion)
+        sigmas, z = _inverted(back, x, self.time(progress), self.steps, self.noise, self.levels, generator, self.solver)
+        *_, y = sample(prior, z, torch.tensor([*reversed(sigmas), 0.0], dtype=torch.float64), self.solver)
+        return Target(y, 1.0, prior.calls + back.calls, sigmas[-1])
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ISM(Settings):
+    """Interval score matching (Liang et al. 2023): the target is x − σ_t [ε(z_t; t) − ε_uncond(z_s; s)].
+
+    x is inverted in `steps` Euler steps to time s, and one `interval` further to t on the model's schedule `levels`; t
+    is uniform in `times`, one for the whole batch. `uncond` is the guidance scale of the inversion, 0 in the paper of
+    ISM; None: the denoiser as it is.
+    """
+
+    uncond: float | Denoiser | None = None
     steps: int = 5
     interval: float = 0.05
     times: tuple[float, float] = (0.07, 0.98)
+    levels: Levels = vp_sigma
 
     def __post_init__(self):
-        _at_least_one("steps", self.steps)
+        at_least_one("steps", self.steps)
+        _check_second("uncond", self.uncond)
         if not 0 < self.interval <= self.times[0] <= self.times[1] <= 1:
             said = f"interval, times are {self.interval}, {self.times}"
             raise ValueError(f"{said}; they must be 0 < interval <= low <= high <= 1")
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        prior, back = counted(denoise), counted(denoise if self.uncond is None else self.uncond)
+        prior, back = counted(denoise), _second(denoise, self.uncond)
         low, high = self.times
         t = low + (high - low) * _uniform(generator)
         grid = torch.linspace(0, t - self.interval, self.steps + 1, dtype=torch.float64)
-        *levels, s = vp_sigma(grid).tolist()
-        σ = float(vp_sigma(torch.tensor(t, dtype=torch.float64)))
+        *sigmas, s = self.levels(grid).tolist()
+        σ = float(self.levels(torch.tensor(t, dtype=torch.float64)))
         z = x
-        for here, there in pairwise([*levels, s]):
+        for here, there in pairwise([*sigmas, s]):
             z = solver_step(back, z, here, there, "euler")
         ε_s = (z - back(z, s)) / s
         z = z + (σ - s) * ε_s
@@ -154,8 +220,8 @@ class ISM:
         return Target(x - σ * (ε_t - ε_s), 1.0, prior.calls + back.calls, σ)
 
 
-@dataclass
-class MeanShift:
+@dataclass(frozen=True, repr=False, eq=False)
+class MeanShift(Settings):
     """Mean shift: the target is D(x; λ), one call and no noise; `bandwidth` is the schedule of λ."""
 
     bandwidth: Schedule
@@ -168,51 +234,91 @@ class MeanShift:
         return Target(denoise(x, λ), 1.0, denoise.calls, λ)
 
 
-@dataclass
-class MSD:
+@dataclass(frozen=True, repr=False, eq=False)
+class MSD(Settings):
     """Mean-shift distillation (Algorithm 2): the target is the mean of N samples of p(y) N(y; x, λ²I).
 
-    `kernel`, `clock`, `interval` and `solver` are those of `sample_product`, on the noise levels `sigmas`; `interval`
-    may also be a function of λ, since it has to move with it. `bandwidth` is the schedule of λ, `samples` is N. With
-    `inversion`, a denoiser, the exponential kernel is centred on the path of x inverted by it (the paper's choice for
-    Stable Diffusion).
+    `kernel`, `clock`, `interval` and `solver` are those of `sample_product`, on the noise levels `sigmas`. Both `sigmas`
+    and `interval` may be functions of λ, since they have to move with it: `sigmas_around()` is good to the spread of
+    the draws. `bandwidth` is the schedule of λ, `samples` is N. With `inversion`, a guidance scale (1: the prompt
+    without guidance), the exponential kernel is centred on the path of x inverted at that scale, the paper's choice
+    for Stable Diffusion.
     """
 
     kernel: str
     bandwidth: Schedule
-    sigmas: Tensor
+    sigmas: Tensor | Callable[[float], Tensor]
     samples: int = 1
     solver: str = "heun"
     clock: str | Callable[[float], float] = "heat"
     interval: tuple[float, float] | Callable[[float], tuple[float, float]] | None = None
-    inversion: Denoiser | None = None
+    inversion: float | Denoiser | None = None
 
     def __post_init__(self):
         check_falling(self.bandwidth, "bandwidth")
-        _at_least_one("samples", self.samples)
-        descending(self.sigmas, self.solver)
+        at_least_one("samples", self.samples)
+        descending(self._grid(self.bandwidth(0.0)), self.solver)
+        descending(self._grid(self.bandwidth(1.0)), self.solver)
+        _check_second("inversion", self.inversion)
         if self.inversion is not None and self.kernel != "exponential":
             raise ValueError(f"inversion belongs to kernel='exponential'; kernel is {self.kernel!r}")
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; it may be one of {', '.join(KERNELS)}")
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
-        denoise, λ = counted(denoise), self.bandwidth(progress)
-        stack, centre, spent = x.expand(self.samples, *x.shape), None, 0
+        prior, λ = counted(denoise), self.bandwidth(progress)
+        sigmas, stack, centre, spent = self._grid(λ), x.expand(self.samples, *x.shape), None, 0
         if self.inversion is not None:
-            back = counted(self.inversion)
-            path = list(invert(back, x, self.sigmas, "euler"))
+            back = _second(denoise, self.inversion)
+            path = list(invert(back, x, sigmas, "euler"))
             centre, spent = [c.expand_as(stack) for c in reversed(path)], back.calls
-        interval = self.interval(λ) if callable(self.interval) else self.interval
         *_, y = sample_product(
-            denoise, stack, λ, self.sigmas, self.kernel, self.clock, interval, centre, self.solver, generator
-        )
-        return Target(y.mean(0), 1.0, self.samples * denoise.calls + spent, λ)
+            prior, stack, λ, sigmas, self.kernel,
+            clock=self.clock,
+            interval=self.interval(λ) if callable(self.interval) else self.interval,
+            centre=centre,
+            solver=self.solver,
+            generator=generator,
+        )  # fmt: skip
+        return Target(y.mean(0), 1.0, self.samples * prior.calls + spent, λ)
+
+    def _grid(self, bandwidth: float) -> Tensor:
+        return self.sigmas(bandwidth) if callable(self.sigmas) else self.sigmas
 
 
-def _at_least_one(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} is {count}; it must be at least 1")
+def _second(denoise: Denoiser, second: float | Denoiser | None) -> counted:
+    """The batch's own denoiser at another scale, or the given one, with a count of its own."""
+    if second is None:
+        return counted(denoise)
+    return counted(second if callable(second) else rescaled(denoise, float(second)))
+
+
+def _check_second(name: str, second: float | Denoiser | None) -> None:
+    finite = isinstance(second, Real) and math.isfinite(second)
+    if not (second is None or finite or callable(second)):
+        raise ValueError(f"{name} is {second!r}; it must be a finite guidance scale, a denoiser or None")
+
+
+def _inverted(
+    back: Denoiser,
+    x: Tensor,
+    time: float,
+    steps: int,
+    noise: float,
+    levels: Levels,
+    generator: torch.Generator | None,
+    solver: str = "euler",
+) -> tuple[list[float], Tensor]:
+    """Noise levels from t = 0 to t = time + U(0, 1/steps), and x carried up to the last of them (see `SDI`)."""
+    t = min(time + _uniform(generator) / steps, 1.0)
+    grid = [i / steps for i in range(steps) if i / steps < t] + [t]
+    sigmas = levels(torch.tensor(grid, dtype=torch.float64)).tolist()
+    z = x
+    for low, high in pairwise(sigmas):
+        z = solver_step(back, z, low, high, solver)
+        variance = low**2 * (high**2 - low**2) / high**2 * (1 + high**2) / (1 + low**2)
+        z = z + noise * variance**0.5 * noise_like(x, generator)
+    return sigmas, z
 
 
 def _uniform(generator: torch.Generator | None) -> float:

@@ -1,11 +1,28 @@
-"""What every module asks of its arguments: levels that broadcast, and noise that repeats."""
+"""What every module asks of its arguments: whole numbers, levels that broadcast, and noise that repeats."""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+
+
+def at_least_one(name: str, count: object) -> int:
+    """`count` as an int.
+
+    Raises:
+        ValueError: no whole number (1e4 is none), or one below 1.
+    """
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name} is {count!r}; it must be a whole number, at least 1")
+    return int(count)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, in float32 where it is in half precision: a sampler's state could not hold its small steps."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
@@ -14,11 +31,12 @@ def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
     An axis of length 1 stretches; axes of length 1 are appended on the right.
 
     Raises:
-        ValueError: a shape that is no prefix, or a `like` of whole numbers.
+        ValueError: neither number nor tensor, a shape that is no prefix, or a `like` of whole numbers.
     """
     if not like.is_floating_point():
         raise ValueError(f"points have dtype {like.dtype}; it must be a floating-point type")
     if not isinstance(value, Tensor):
+        _check_number(value, name)
         return torch.tensor(float(value), dtype=like.dtype)  # a CPU scalar meets any device without a copy
     prefix = like.shape[: value.ndim]
     if value.ndim > like.ndim or any(have not in (1, want) for have, want in zip(value.shape, prefix, strict=True)):
@@ -29,17 +47,28 @@ def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
 def per_item(value: float | Tensor, like: Tensor, name: str = "sigma", positive: bool = False) -> Tensor:
     """A noise level, bandwidth or weight for `like` of shape (*batch, *event): `right_pad`, after a look at its sign.
 
+    Where `positive` (bandwidths) it may be infinite, but not 0; elsewhere it may be 0, but not infinite.
+
     Raises:
-        ValueError: NaN, below zero (or zero, where `positive`), or a shape that is no prefix.
+        ValueError: neither number nor tensor, NaN, out of its range, or a shape that is no prefix.
     """
-    wanted = "> 0" if positive else ">= 0"
+    wanted = "> 0" if positive else ">= 0 and finite"
     if isinstance(value, Tensor):
-        refused = ~(value > 0) if positive else ~(value >= 0)
+        if value.is_complex():
+            raise ValueError(f"{name} has dtype {value.dtype}; it must be real")
+        refused = ~(value > 0) if positive else ~((value >= 0) & (value < math.inf))
         if refused.any():
             raise ValueError(f"{name} contains {value[refused].flatten()[0].item()}; every value must be {wanted}")
-    elif math.isnan(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} is {value}; it must be {wanted}")
+    else:
+        _check_number(value, name)
+        if not (value > 0 if positive else 0 <= value < math.inf):
+            raise ValueError(f"{name} is {value}; it must be {wanted}")
     return right_pad(value, like, name)
+
+
+def _check_number(value: object, name: str) -> None:
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number or a tensor")
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -258,12 +258,12 @@ The decoded $z$ is still a duck at $\sigma = 1$ and none at 3; the denoiser's an
 
 ## Sample it with your own sampler
 
-`sample` has not changed since chapter 02. What a stock pipeline does in its loop is DDIM, which is Euler's method in $\sigma$; `prior.sigmas(steps)` gives its noise levels. If this chapter's translation is right, the two must agree to rounding, guidance included.
+`sample` has not changed since chapter 02. What a stock pipeline does in its loop is DDIM, which is Euler's method in $\sigma$; `prior.sigmas(steps, ddim=True)` gives its noise levels. If this chapter's translation is right, the two must agree to rounding, guidance included.
 """
 
 # %% tags=["check"]
 steps = pick(smoke=4, laptop=30)
-sigmas = prior.sigmas(steps)
+sigmas = prior.sigmas(steps, ddim=True)
 n = noise(1, seed=3)
 *path, drawn = sample(prior.denoiser(PROMPTS[0], scale=SCALE), n * (1 + sigmas[0] ** 2).sqrt().item(), sigmas, "euler")
 prior.pipeline.scheduler = prior.scheduler  # DDIM; Stable Diffusion ships with PNDM, a multistep method
@@ -277,7 +277,7 @@ assert error < 5 * TOLERANCE
 
 # %% [markdown]
 r"""
-Three details of that pipeline had to be matched. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": it steps up from $t = 1$ and never visits the noisiest forty-one of the 1000 training steps {cite}`lin2024flawed`. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean.
+Three details of that pipeline had to be matched. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": it steps up from $t = 1$ and never visits the noisiest forty-one of the 1000 training steps {cite}`lin2024flawed`. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean. (Without `ddim=True` the library's own grid ends at 0.)
 
 Since samplers are generators, the way down comes for free.
 """
@@ -308,7 +308,7 @@ grids = {
     "even in t": lambda steps: prior.levels[torch.linspace(len(prior.levels) - 1, 0, steps + 1).round().long()],
     "Karras": lambda steps: karras_sigmas(steps + 1, *ends)[:-1],
 }
-start = noise(4, seed=8) * math.sqrt(1 + ends[1] ** 2)
+start = prior.start(4, generator=torch.Generator().manual_seed(8))  # √(1 + σ²) n at the largest level
 curves = {}
 for scale in (1.0, SCALE):
     denoise = prior.denoiser(PROMPTS, scale=scale)
@@ -378,15 +378,16 @@ KINDS, COLOURS = pick(smoke=["car", "bear"], laptop=["car", "bear", "mug"]), ["r
 
 
 @torch.no_grad()
-def draw(prompts, scale, n, steps=None):
-    """Latents drawn for prompts (one for each item of n's last batch axis) from unit noise n."""
-    levels = prior.sigmas(steps or pick(smoke=4, laptop=30))
-    *_, y = sample(prior.denoiser(prompts, scale=scale), n * (1 + levels[0] ** 2).sqrt().item(), levels, "euler")
+def draw(prompts, scale, *batch, seed, steps=None):
+    """Latents (*batch, 4, h, w) drawn for prompts (one for each item of the last batch axis), the same for a seed."""
+    levels = prior.sigmas(steps or pick(smoke=4, laptop=30), ddim=True)
+    start = prior.start(*batch, sigma=levels[0], generator=torch.Generator().manual_seed(seed))
+    *_, y = sample(prior.denoiser(prompts, scale=scale), start, levels, "euler")
     return y
 
 
 def scene(kind, colour, seed, guidance):
-    y = draw(f"a photo of a {colour} {kind}", guidance, noise(1, seed=20 + seed))
+    y = draw(f"a photo of a {colour} {kind}", guidance, 1, seed=20 + seed)
     return figures.gallery(interpolate(prior.decode(y), 160, mode="bicubic", antialias=True)[None], size=160)
 
 
@@ -436,7 +437,7 @@ settings = {f"s = {s:g}": s for s in pick(smoke=(1.0, 7.5), laptop=(0.0, 1.0, 2.
 }
 table = {}
 for name, scale in tqdm(settings.items(), leave=False):
-    latents = draw(PROMPTS, scale, noise(MANY, 4, seed=30), steps=pick(smoke=4, laptop=25))
+    latents = draw(PROMPTS, scale, MANY, 4, seed=30, steps=pick(smoke=4, laptop=25))
     table[name] = (rms(latents), spread(latents), *obedience(latents).tolist())
 
 # %%
@@ -525,7 +526,7 @@ def blurred(images, cells):
     return interpolate(interpolate(images, cells, mode="bilinear", antialias=True), SIDE, mode="bilinear")
 
 
-SIGMAS = prior.sigmas(pick(smoke=4, laptop=25))
+SIGMAS = prior.sigmas(pick(smoke=4, laptop=25), ddim=True)
 UNGUIDED, GUIDED = prior.denoiser(PROMPTS[0], scale=1.0), prior.denoiser(PROMPTS[0], scale=SCALE)
 
 
@@ -591,7 +592,7 @@ with torch.no_grad():
 
 def training_step(sigma):
     """The paper's t as the number of the training step, as a clock."""
-    return prior.time(torch.tensor(sigma, dtype=torch.float64)).item()
+    return prior.time(sigma).item() * (len(prior.levels) - 1)
 
 
 blocks = {
@@ -842,7 +843,7 @@ So here is a small preview of chapter 09, without any image generator: optimise 
 # %%
 RUNS, ROUNDS = pick(smoke=1, laptop=4, gpu=2), pick(smoke=3, laptop=40)
 FALL = geometric(8.0, 0.1)
-FEW = prior.sigmas(pick(smoke=3, laptop=10))
+FEW = prior.sigmas(pick(smoke=3, laptop=10), ddim=True)
 noisy, clean = SDS(annealed(FALL), unit_weight), MeanShift(FALL)
 
 
@@ -906,11 +907,11 @@ So the hypothesis for chapter 09 reads: *above $\lambda \approx 1$ ask noisy que
 ```python
 prior = DiffusionPrior.from_pretrained("stable-diffusion")          # the first of a list of ids that loads
 denoise = prior.denoiser("A DSLR photo of a hamburger", scale=7.5)
-sigmas, n = prior.sigmas(30), torch.randn(1, *prior.shape, device="cuda")
-*_, y = sample(denoise, n * (1 + sigmas[0] ** 2).sqrt().item(), sigmas, "euler")
+sigmas = prior.sigmas(30)
+*_, y = sample(denoise, prior.start(1, sigma=sigmas[0]), sigmas, "euler")
 ```
 
-or, for this whole chapter, `BUDGET=gpu make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision, by estimate: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels (`from_pretrained` computes its estimate, compares it with what is free, and turns to slicing where that helps), and a guided call that costs 1.6 TFLOP, three thousand times as much as here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
+or, for this whole chapter, `BUDGET=gpu make lab`; a folder in the diffusers layout works as well, and so does any id of the Stable Diffusion 1 and 2 family. What to expect in half precision, by estimate: about 2 GB to download once, 3 to 4 GB of GPU memory at 512 pixels, and a guided call that costs 1.6 TFLOP, three thousand times as much as here. On a processor without a GPU that is several seconds a call: possible, not pleasant.
 
 ### Open task 8 · Figure 6 on Stable Diffusion
 

@@ -6,8 +6,12 @@ from reference import random_mixture
 from torch import Tensor
 
 from msd_teach import (
+    ISM,
     MSD,
+    PFD,
+    SDI,
     SDS,
+    VSD,
     IdealDenoiser,
     MeanShift,
     Rendered,
@@ -18,6 +22,7 @@ from msd_teach import (
     karras_sigmas,
 )
 from msd_teach.schedules import linear
+from msd_teach.targets import ideal_particles
 
 MIXTURE, OTHER = random_mixture(1, thinnest=0.2), random_mixture(2, thinnest=0.2)
 
@@ -133,7 +138,7 @@ def test_a_rendered_denoiser_and_penalty_take_part():
     assert info.loss == pytest.approx(float(shift.square().sum() / 10 + first.square().sum() / 2))
 
 
-@pytest.mark.parametrize("where", ["x", "target", "penalty"])
+@pytest.mark.parametrize("where", ["x", "target", "weight", "penalty"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_not_a_number_stops_the_run_and_leaves_the_parameters(where, bad):
     θ = torch.ones(3, 2, requires_grad=True)
@@ -146,12 +151,15 @@ def test_not_a_number_stops_the_run_and_leaves_the_parameters(where, bad):
         return Rendered(x, penalty=bad if broken and where == "penalty" else 0.0)
 
     def method(denoise, x, progress, generator) -> Target:
-        return Target(x * bad if where == "target" and progress == 1 else 0 * x, 1.0, 1, 0.25)
+        now = progress == 1
+        return Target(
+            x * bad if now and where == "target" else 0 * x, bad if now and where == "weight" else 1.0, 1, 0.25
+        )
 
     run = distill(render, optimizer, MIXTURE.denoise, method, 3)
     assert [next(run).step, next(run).step] == [0, 1]
     kept = θ.detach().clone()
-    with pytest.raises(FloatingPointError, match=r"step 2: .* not finite \(function, level 0\.25\)"):
+    with pytest.raises(FloatingPointError, match=r"step 2 \(function, level 0\.25\): .* not finite"):
         next(run)
     assert torch.equal(θ.detach(), kept)
     assert optimizer.state[θ]["step"] == 2
@@ -186,13 +194,25 @@ def test_after_step_sees_the_batch_of_every_step():
         def __call__(self, denoise, x: Tensor, progress: float, generator) -> Target:
             return Target(torch.zeros_like(x), 1.0, 1, 1.0)
 
-        def after_step(self, x: Tensor, generator: torch.Generator | None) -> None:
+        def after_step(self, denoise, x: Tensor, generator: torch.Generator | None) -> int:
+            assert denoise == OTHER.denoise
             assert not x.requires_grad
             seen.append((x.clone(), generator))
+            return 5
 
     g, rendered = seeded(), [θ.detach().clone()]
-    for _ in distill(lambda g: 1.0 * θ, torch.optim.SGD([θ], 1.0), MIXTURE.denoise, Learner(), 3, generator=g):
+    calls = []
+    for info in distill(
+        lambda g: Rendered(1.0 * θ, OTHER.denoise),
+        torch.optim.SGD([θ], 1.0),
+        MIXTURE.denoise,
+        Learner(),
+        3,
+        generator=g,
+    ):
         rendered.append(θ.detach().clone())
+        calls.append(info.calls)
+    assert calls == [6, 12, 18], "what a method spends on learning counts"
     torch.testing.assert_close(torch.stack([x for x, _ in seen]), torch.stack(rendered[:3]))
     assert all(generator is g for _, generator in seen)
 
@@ -223,10 +243,10 @@ def test_one_datum_and_a_level_of_zero_steps():
     assert list(distill(lambda g: θ, torch.optim.SGD([θ], 5.0), MIXTURE.denoise, pull(0.0), 5, stop_level=2.0)) == []
 
 
-@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("steps", [0, -1, 1e1, True])
 def test_no_steps_are_refused_at_once(steps):
     θ = points()
-    with pytest.raises(ValueError, match=f"steps is {steps}; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"steps is {steps}; it must be a whole number, at least 1"):
         distill(lambda g: θ, torch.optim.SGD([θ], 1.0), MIXTURE.denoise, SDS(), steps)
 
 
@@ -235,7 +255,9 @@ def test_a_render_without_a_finite_gradient_stops_the_run_before_it_does_harm():
     run = distill(
         lambda _: p.abs().sqrt(), torch.optim.SGD([p], 0.1), random_mixture(0).denoise, MeanShift(linear(0.3, 0.1)), 3
     )
-    with pytest.raises(FloatingPointError, match=r"step 0: the gradient of render is not finite \(MeanShift, level"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 0 \(MeanShift, level 0.3\): the gradient of render is not finite"
+    ):
         next(run)
     assert torch.equal(p.detach(), torch.zeros(2, 2))
 
@@ -247,3 +269,202 @@ def test_what_render_returns_is_looked_at(x):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     with pytest.raises(ValueError, match=r"render returned x of shape .* it must be \(batch >= 1, \*event\)"):
         next(distill(lambda _: x, optimizer, random_mixture(0).denoise, MeanShift(linear(0.3, 0.1)), 3))
+
+
+# ---------------------------------------------------------------- stopped and continued
+
+
+class Learning:
+    """A method with state: its target is a moving average of x, which after_step updates."""
+
+    def __init__(self):
+        self.mean = torch.zeros(2, dtype=torch.float64)
+
+    def __call__(self, denoise, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return Target(denoise(self.mean + 0.1 * noise, 0.5 - 0.4 * progress), 1.0, 1, 0.5 - 0.4 * progress)
+
+    def after_step(self, denoise, x: Tensor, generator: torch.Generator | None) -> int:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return 1
+
+
+def interrupted(steps: int, stops: list[int], per_target: int, learning: bool) -> tuple[Tensor, tuple]:
+    """A run of `steps`, whose every object is made anew from its saved state after each of `stops`."""
+    θ, optimizer, g, method, done = points(), None, seeded(), Learning() if learning else SDS(samples=2), None
+    optimizer = torch.optim.Adam([θ], 0.1)
+
+    def render(generator: torch.Generator | None) -> Rendered:
+        x = θ + 0.01 * torch.randn(5, 2, generator=generator, dtype=θ.dtype)
+        return Rendered(x, penalty=1e-3 * θ.square().sum())
+
+    while True:
+        options = {"generator": g, "steps_per_target": per_target, "done": done}
+        for info in distill(render, optimizer, MIXTURE.denoise, method, steps, **options):
+            done = info
+            if info.step in stops:
+                break
+        else:
+            assert done is not None
+            return θ.detach(), done._replace(seconds=0.0)
+        stops = [stop for stop in stops if stop > done.step]
+        states = optimizer.state_dict(), g.get_state()
+        θ = θ.detach().clone().requires_grad_()
+        optimizer, g = torch.optim.Adam([θ], 0.1), torch.Generator()
+        optimizer.load_state_dict(states[0])
+        g.set_state(states[1])
+        if isinstance(method, Learning):
+            mean, method = method.mean, Learning()
+            method.mean = mean
+
+
+@pytest.mark.parametrize("learning", [False, True], ids=["SDS", "a method that learns"])
+@pytest.mark.parametrize("per_target", [1, 3])
+def test_a_run_goes_on_where_it_was_stopped(per_target, learning):
+    """Bit for bit, state and last record: after every step of a small run, and after random ones of a longer."""
+    whole = interrupted(6, [], per_target, learning)
+    for stop in range(5):
+        assert_same(interrupted(6, [stop], per_target, learning), whole)
+    long = interrupted(60, [], per_target, learning)
+    stops = sorted(torch.randperm(59, generator=seeded(7))[:4].tolist())
+    assert_same(interrupted(60, stops, per_target, learning), long)
+
+
+def assert_same(run: tuple, other: tuple) -> None:
+    assert torch.equal(run[0], other[0])
+    assert run[1] == other[1]
+
+
+def test_a_finished_run_stays_finished():
+    θ = points()
+    optimizer, pulled = torch.optim.SGD([θ], 1.5), pull(0.0)
+    *_, last = distill(lambda g: θ, optimizer, MIXTURE.denoise, pulled, 100, tolerance=0.1)
+    assert list(distill(lambda g: θ, optimizer, MIXTURE.denoise, pulled, 100, tolerance=0.1, done=last)) == []
+    assert list(distill(lambda g: θ, optimizer, MIXTURE.denoise, pulled, last.step + 1, done=last)) == []
+    again = next(distill(lambda g: θ, optimizer, MIXTURE.denoise, pulled, 100, done=last))
+    assert (again.step, again.calls) == (last.step + 1, last.calls + 1)
+    assert again.seconds > last.seconds > 0
+
+
+# ---------------------------------------------------------------- several optimiser steps a target
+
+
+def test_several_steps_a_target_use_the_same_target_and_the_same_cameras():
+    """Against a loop by hand: one target, three Adam steps on renders with the random numbers of the first."""
+    θ, other, g = points(), points(), seeded(3)
+    optimizer, by_hand = torch.optim.Adam([θ], 0.1), torch.optim.Adam([other], 0.1)
+    method = SDS(samples=2)
+    infos = list(
+        distill(
+            lambda g: θ * (1 + torch.rand(2, generator=g, dtype=θ.dtype)), optimizer, MIXTURE.denoise, method, 4,
+            generator=seeded(3), steps_per_target=3,
+        )
+    )  # fmt: skip
+    for step in range(4):
+        camera = 1 + torch.rand(2, generator=g, dtype=θ.dtype)
+        target = method(MIXTURE.denoise, (other * camera).detach(), step / 3, g)
+        loss = torch.zeros(())
+        for _ in range(3):
+            by_hand.zero_grad()
+            w = torch.as_tensor(target.weight)[:, None]
+            loss = (w * (other * camera - target.value).square()).sum() / 10
+            loss.backward()
+            by_hand.step()
+        assert infos[step].loss == pytest.approx(loss.item())
+    torch.testing.assert_close(θ, other)
+    assert [info.calls for info in infos] == [2, 4, 6, 8], "the steps between targets ask no denoiser"
+    with pytest.raises(ValueError, match=r"steps_per_target is 0; it must be a whole number"):
+        distill(lambda g: θ, optimizer, MIXTURE.denoise, method, 4, steps_per_target=0)
+
+
+def test_without_a_generator_the_cameras_stay_too():
+    θ, seen = points(), []
+
+    def render(generator: torch.Generator | None) -> Tensor:
+        assert generator is None
+        seen.append(torch.rand(()).item())
+        return 1.0 * θ
+
+    list(distill(render, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, SDS(), 2, steps_per_target=3))
+    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5]
+
+
+# ---------------------------------------------------------------- precision, records, arguments
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_methods_work_in_float32_whatever_x_is(dtype):
+    θ = points().detach().to(dtype).requires_grad_()
+    seen = set()
+
+    def denoise(z: Tensor, sigma: float | Tensor) -> Tensor:
+        seen.add(z.dtype)
+        return MIXTURE.denoise(z.double(), sigma).to(z.dtype)
+
+    grid = karras_sigmas(4, 0.01, 2)
+    methods = [SDS(), SDI(), ISM(), PFD(), VSD(ideal_particles), MeanShift(linear(0.5, 0.1))]
+    methods += [MSD(kernel, linear(0.5, 0.1), grid) for kernel in ("exact", "exponential")]
+    for method in methods:
+        next(distill(lambda g: 1.0 * θ, torch.optim.SGD([θ], 0.1), denoise, method, 1, generator=seeded()))
+    assert seen == {torch.float32}
+
+
+def test_the_record_has_the_penalty_and_the_seconds():
+    θ = points()
+    run = distill(
+        lambda g: Rendered(θ, penalty=2 * θ.square().sum()), torch.optim.SGD([θ], 1e-3), MIXTURE.denoise, SDS(), 3
+    )
+    before, penalties, seconds = float(2 * θ.detach().square().sum()), [], []
+    for info in run:
+        penalties.append(info.penalty)
+        seconds.append(info.seconds)
+    assert penalties[0] == pytest.approx(before)
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_arguments_that_no_run_can_use_are_refused_by_name():
+    θ = points()
+    sgd, shift = torch.optim.SGD([θ], 1.0), MeanShift(linear(1.0, 0.1))
+    for said, arguments in {
+        r"optimizer is LBFGS, which asks for the loss": (
+            lambda g: θ,
+            torch.optim.LBFGS([θ]),
+            MIXTURE.denoise,
+            shift,
+            2,
+        ),
+        r"optimizer is \[": (lambda g: θ, [θ], MIXTURE.denoise, shift, 2),
+        r"denoise is GaussianMixture.*; give its \.denoise": (lambda g: θ, sgd, MIXTURE, shift, 2),
+        r"denoise is None; it must be a function": (lambda g: θ, sgd, None, shift, 2),
+        r"method is <class .*MeanShift.*; it must be called with settings": (
+            lambda g: θ,
+            sgd,
+            MIXTURE.denoise,
+            MeanShift,
+            2,
+        ),
+        r"done is 5; it must be the last StepInfo": (
+            lambda g: θ,
+            sgd,
+            MIXTURE.denoise,
+            shift,
+            2,
+            None,
+            None,
+            None,
+            1,
+            5,
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            distill(*arguments)  # type: ignore[arg-type]
+    for said, render in {
+        r"render returned a tuple; it must be a tensor x or Rendered": lambda g: (θ, 1),
+        r"render returned a ndarray": lambda g: θ.detach().numpy(),
+        r"render returned x of shape \(5, 2\), torch.complex128": lambda g: θ.to(torch.complex128),
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            next(distill(render, sgd, MIXTURE.denoise, shift, 2))  # type: ignore[arg-type]
+    for method in (lambda *_: torch.zeros(5, 2), lambda *_: Target(torch.zeros(5, 1), 1.0, 1, 1.0)):
+        with pytest.raises(ValueError, match=r"must give a Target whose value is like x, \(5, 2\)"):
+            next(distill(lambda g: θ, sgd, MIXTURE.denoise, method, 2))  # type: ignore[arg-type]

@@ -247,15 +247,14 @@ def test_the_centre_may_be_the_inversion_of_x():
 
 
 @pytest.mark.parametrize("kernel", ["exact", "exponential"])
-def test_a_bandwidth_for_each_point_and_samples_on_the_left(kernel, monkeypatch):
+def test_a_bandwidth_for_each_point_and_samples_on_the_left(kernel):
     x, sigmas, λ = draw(1, 5, 2), karras_sigmas(12, 0.01, 4), torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6])
-    many = last(SMOOTH.denoise, x.expand(3, 5, 2), λ[None], sigmas, kernel)
+    start = 4 * draw(0, 3, 5, 2)
+    many = last(SMOOTH.denoise, x.expand(3, 5, 2), λ[None], sigmas, kernel, start=start)
     assert many.shape == (3, 5, 2)
-    noise = draw(0, 3, 5, 2)
     for n in range(3):
         for b in range(5):
-            monkeypatch.setattr("msd_teach.product.noise_like", lambda x, g, one=noise[n, b]: one)
-            one = last(SMOOTH.denoise, x[b], float(λ[b]), sigmas, kernel)
+            one = last(SMOOTH.denoise, x[b], float(λ[b]), sigmas, kernel, start=start[n, b])
             torch.testing.assert_close(many[n, b], one, rtol=1e-6, atol=1e-6)
 
 
@@ -276,18 +275,17 @@ def test_points_far_away_stay_finite(kernel, dtype):
     x = torch.tensor([[1e6, -1e6], [1e6, 0]], dtype=dtype)
     for denoise in (SMOOTH.denoise, IdealDenoiser(draw(0, 20, 2))):
         y = last(denoise, x, 0.3, karras_sigmas(16, 1e-3, 5), kernel)
-        assert y.dtype == dtype
+        assert y.dtype == torch.promote_types(dtype, torch.float32)
         assert y.isfinite().all()
     if kernel == "exact":
-        nearest = draw(0, 20, 2).to(dtype)
+        nearest = draw(0, 20, 2).to(y)
         assert torch.cdist(y, nearest).amin(-1).max() < 1e-5
 
 
 @pytest.mark.parametrize("kernel", ["exact", "exponential"])
-def test_float32_follows_float64(kernel, monkeypatch):
-    x, noise, sigmas = draw(1, 20, 2), draw(0, 20, 2), karras_sigmas(16, 1e-3, 5)
-    monkeypatch.setattr("msd_teach.product.noise_like", lambda x, g: noise.to(x))
-    wide, single = (last(SMOOTH.denoise, y, 0.3, sigmas, kernel) for y in (x, x.float()))
+def test_float32_follows_float64(kernel):
+    x, start, sigmas = draw(1, 20, 2), 5 * draw(0, 20, 2), karras_sigmas(16, 1e-3, 5)
+    wide, single = (last(SMOOTH.denoise, y, 0.3, sigmas, kernel, start=start.to(y)) for y in (x, x.float()))
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), wide, rtol=1e-4, atol=1e-4)
 
@@ -329,3 +327,15 @@ def test_bad_input_is_refused_before_the_first_step(options, message):
     usual = {"x": torch.zeros(3, 2), "bandwidth": 0.5, "sigmas": karras_sigmas(4, 0.01, 2)}
     with pytest.raises(ValueError, match=message):
         sample_product(SMOOTH.denoise, **(usual | options))
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 2.0)])
+@pytest.mark.parametrize("λ", [1e-25, 1e-200])
+def test_a_bandwidth_whose_square_underflows_holds_the_sample_at_x(λ, interval):
+    """In float32 λ² is 0 below 1e-23; outside the interval, where no time passes, 0/λ² must stay 0."""
+    for dtype in (torch.float32, torch.float64):
+        if λ > torch.finfo(dtype).tiny:
+            x = draw(1, 5, 2).to(dtype)
+            y = last(SMOOTH.denoise, x, λ, karras_sigmas(16, 1e-3, 5), "exponential", interval=interval)
+            assert y.isfinite().all()
+            assert interval or torch.equal(y, x)

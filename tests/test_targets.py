@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from torch import Tensor
 from msd_teach import (
     ISM,
     MSD,
+    PFD,
     SDI,
     SDS,
     VSD,
     IdealDenoiser,
     MeanShift,
+    counted,
     guided,
     invert,
     karras_sigmas,
@@ -32,10 +36,12 @@ from msd_teach.schedules import (
     geometric,
     linear,
     literal_weight,
+    sigmas_around,
     uniform_sigma,
     uniform_time,
     unit_weight,
 )
+from msd_teach.targets import ideal_particles
 
 MIXTURE, OTHER = random_mixture(1, thinnest=0.2), random_mixture(2, thinnest=0.2)
 SIGMAS = karras_sigmas(6, 0.01, 4)
@@ -119,7 +125,7 @@ def test_vsd_of_one_particle_is_sds():
     """Invariant 12 of docs/invariants.md, draw by draw: the particle's own denoiser returns x itself."""
     for seed in range(20):
         x = draw(seed, 1, 2)
-        vsd = VSD(IdealDenoiser, uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
+        vsd = VSD(ideal_particles, uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
         sds = SDS(uniform_sigma())(MIXTURE.denoise, x, 0.0, seeded(seed))
         torch.testing.assert_close(vsd.value, sds.value)
         torch.testing.assert_close(vsd.weight, torch.as_tensor(sds.weight))
@@ -130,10 +136,10 @@ def test_vsd_of_one_particle_is_sds():
 def test_vsd_stands_still_where_the_particles_are_the_density():
     """D_particles = D leaves x in place; two particles repel each other."""
     x = draw(0, 9, 2)
-    target = VSD(lambda x: MIXTURE.denoise)(MIXTURE.denoise, x, 0.0, seeded())
+    target = VSD(lambda x, denoise: MIXTURE.denoise)(MIXTURE.denoise, x, 0.0, seeded())
     torch.testing.assert_close(target.value, x)
     pair = torch.tensor([[-0.1, 0.0], [0.1, 0.0]], dtype=torch.float64)
-    flat = VSD(IdealDenoiser, annealed(constant(0.5)))
+    flat = VSD(ideal_particles, annealed(constant(0.5)))
     shifts = [flat(lambda z, sigma: pair.mean(0).expand_as(z), pair, 0.0, seeded(i)).value - pair for i in range(500)]
     apart = (torch.stack(shifts).mean(0)[:, 0] * torch.tensor([-1.0, 1.0])).sum()
     sds = SDS(annealed(constant(0.5)), unit_weight)
@@ -291,7 +297,7 @@ def test_guided_calls_cost_two():
     denoise = guided(MIXTURE.denoise, OTHER.denoise, 4.0)
     cost = {
         "SDS": (SDS(samples=3), 6),
-        "VSD": (VSD(IdealDenoiser), 3),
+        "VSD": (VSD(ideal_particles), 3),
         "ISM": (ISM(), 14),
         "MeanShift": (MeanShift(constant(0.3)), 2),
         "MSD": (MSD("exact", constant(0.3), SIGMAS, 2, "euler"), 2 * 2 * 7),
@@ -304,7 +310,7 @@ def test_an_event_may_have_any_shape_and_dtype_follows():
     """A batch of 2 images of shape (1, 3, 3), denoised towards a training set of 4."""
     denoise = IdealDenoiser(torch.randn(4, 1, 3, 3, generator=seeded()))
     x = torch.randn(2, 1, 3, 3, generator=seeded(1))
-    methods = [SDS(samples=2), VSD(IdealDenoiser), SDI(), ISM(), MeanShift(constant(0.3))]
+    methods = [SDS(samples=2), VSD(ideal_particles), SDI(), ISM(), MeanShift(constant(0.3))]
     methods += [MSD(kernel, constant(0.3), SIGMAS, 2) for kernel in ("exact", "exponential", "explicit")]
     for method in methods:
         target = method(denoise, x, 0.5, seeded())
@@ -327,3 +333,231 @@ def test_bad_settings_are_refused_when_the_method_is_made():
             make(lambda progress: 1 + progress)
     with pytest.raises(ValueError, match="kernel is 'Eq15'; it may be one of exact, exponential, explicit"):
         MSD("Eq15", constant(0.3), SIGMAS)
+    for second in (math.nan, math.inf, "7.5"):
+        for make in (SDI, PFD, ISM):
+            with pytest.raises(ValueError, match=r"(inversion|uncond) is .*; it must be a finite guidance scale"):
+                make(second)  # type: ignore[arg-type]
+    for make in (lambda: SDS(samples=5.0), lambda: SDI(steps=2.5), lambda: PFD(steps=0)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"(samples|steps) is .*; it must be a whole number, at least 1"):
+            make()
+    with pytest.raises(ValueError, match="solver is 'DDIM'; it may be one of heun, euler"):
+        PFD(solver="DDIM")
+
+
+# ---------------------------------------------------------------- settings are values
+
+
+METHODS = {
+    "SDS": lambda: SDS(annealed(linear(1.0, 0.1)), unit_weight, 3),
+    "VSD": lambda: VSD(ideal_particles, uniform_sigma(0.1, 2.0)),
+    "SDI": lambda: SDI(-7.5, geometric(0.9, 0.1), 4, 0.1),
+    "PFD": lambda: PFD(-6.5, steps=4, solver="heun"),
+    "ISM": lambda: ISM(0.0, 3),
+    "mean shift": lambda: MeanShift(linear(1.0, 0.1)),
+    "MSD": lambda: MSD("exact", linear(1.0, 0.1), SIGMAS, 2),
+    "MSD, moving grid": lambda: MSD("exact", linear(1.0, 0.1), sigmas_around(8)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_known_by_what_it_says(name):
+    method = METHODS[name]()
+    assert method == METHODS[name]()
+    assert hash(method) == hash(METHODS[name]())
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert all(method != METHODS[other]() for other in METHODS if other != name)
+    said = repr(method)
+    assert said.startswith(type(method).__name__ + "(")
+    assert " at 0x" not in said, "an address would make two equal runs two"
+    for field in dataclasses.fields(method):
+        assert f"{field.name}=" in said
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method, field.name, 1)
+
+
+def test_what_is_said_is_all():
+    """Noise levels in full, and every nested setting: a method that is read back from its repr is the same."""
+    names = globals() | {"tensor": torch.tensor, "vp_sigma": vp_sigma}
+    for make in METHODS.values():
+        said = repr(make()).replace(
+            f"sigmas={SIGMAS.tolist()}", f"sigmas=torch.tensor({SIGMAS.tolist()}, dtype=torch.float64)"
+        )
+        assert eval(said, names) == make()
+
+
+# ---------------------------------------------------------------- second denoisers, and what a call costs
+
+
+class Counting:
+    """The mixture, and the rows that it was asked about, by name."""
+
+    def __init__(self):
+        self.rows = {"cond": 0, "uncond": 0}
+
+    def part(self, name: str, density):
+        def denoise(z: Tensor, sigma: float | Tensor) -> Tensor:
+            self.rows[name] += z[..., 0].numel()
+            return density.denoise(z, sigma)
+
+        return denoise
+
+
+ALL = {
+    **METHODS,
+    "SDS, plain": lambda: SDS(),
+    "VSD, plain": lambda: VSD(ideal_particles),
+    "SDI, own scale": lambda: SDI(),
+    "PFD, own scale": lambda: PFD(),
+    "ISM, own scale": lambda: ISM(),
+    "MSD, inverted centre": lambda: MSD("exponential", constant(0.4), SIGMAS, 3, "euler", inversion=1.0),
+    "MSD, explicit": lambda: MSD("explicit", constant(1.0), SIGMAS, 2),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
+def test_calls_are_the_rows_that_reach_the_networks(name, scale):
+    seen = Counting()
+    denoise = guided(seen.part("cond", MIXTURE), seen.part("uncond", OTHER), scale)
+    target = ALL[name]()(denoise, X, 0.4, seeded())
+    particles = len(X) if name.startswith("VSD") else 0  # its own denoiser is no network here
+    assert target.calls * len(X) == sum(seen.rows.values()) + particles
+
+
+@pytest.mark.parametrize(
+    "method",
+    [lambda s: SDI(s), lambda s: PFD(s), lambda s: ISM(s), lambda s: MSD("exponential", constant(0.4), SIGMAS, 2, inversion=s)],
+    ids=["SDI", "PFD", "ISM", "MSD"],
+)  # fmt: skip
+def test_a_number_is_the_batchs_own_denoiser_at_that_scale(method):
+    """Whatever denoiser the batch brings: `guided` of it at the other scale, given as a denoiser, is the same."""
+    for cond, uncond in ((MIXTURE, OTHER), (OTHER, MIXTURE)):
+        own = guided(cond.denoise, uncond.denoise, 3.0)
+        for scale in (-7.5, 0.0, 1.0):
+            by_number, by_denoiser = method(scale), method(guided(cond.denoise, uncond.denoise, scale))
+            ours, theirs = (m(own, X, 0.5, seeded()) for m in (by_number, by_denoiser))
+            torch.testing.assert_close(ours.value, theirs.value, rtol=0, atol=0)
+            assert ours.calls == theirs.calls
+        assert torch.equal(
+            method(-7.5)(counted(own), X, 0.5, seeded()).value, method(-7.5)(own, X, 0.5, seeded()).value
+        )
+    with pytest.raises(ValueError, match=r"has no guidance scale; give a denoiser instead of -7\.5"):
+        method(-7.5)(MIXTURE.denoise, X, 0.5, seeded())
+
+
+def test_methods_follow_the_models_own_levels():
+    """On a schedule in which t is log σ: where SDI, PFD and ISM ask, and where SDS draws."""
+
+    def levels(t: Tensor) -> Tensor:
+        return 0.01 * 1000 ** torch.as_tensor(t, dtype=torch.float64)
+
+    asked: list[float] = []
+
+    def denoise(z: Tensor, sigma: float | Tensor) -> Tensor:
+        asked.append(float(torch.as_tensor(sigma).max()))
+        return MIXTURE.denoise(z, sigma)
+
+    for method in (SDI(levels=levels), PFD(levels=levels), ISM(levels=levels), SDS(uniform_time(levels=levels))):
+        asked.clear()
+        target = method(denoise, X, 0.0, seeded())
+        assert 0.00999 <= min(asked) <= max(asked) <= 10.001
+        assert max(asked) == pytest.approx(target.level, rel=0.3) or isinstance(method, SDS)
+    t = 0.02 + 0.96 * torch.rand(1, 5, dtype=torch.float64, generator=seeded())
+    assert SDS(uniform_time(levels=levels))(MIXTURE.denoise, X, 0.0, seeded()).level == pytest.approx(
+        float(levels(t).mean())
+    )
+
+
+# ---------------------------------------------------------------- probability-flow distillation
+
+
+def test_pfd_up_and_down_one_flow_is_where_it_was_at_the_solvers_order():
+    """Without fresh noise and with one denoiser the target is x: every point is a fixed point of PFD."""
+    errors = []
+    for steps in (40, 80, 160):
+        pfd = PFD(time=constant(0.6), steps=steps, noise=0.0, solver="heun")
+        errors.append(float((pfd(MIXTURE.denoise, X, 0.0, seeded()).value - X).norm()))
+    # the first step, from the schedule's σ = .029 to 0, is the same in all; its error is of the order of .029²
+    assert errors[-1] < errors[0] < 0.05 * float(X.norm())
+
+
+def test_pfd_of_gaussians_is_linear_and_known():
+    """Guided by s between N(0, a²) and N(0, b²), dz/dσ = z [s σ/(σ² + a²) + (1 − s) σ/(σ² + b²)] is solved by
+    z ∝ (σ² + a²)^{s/2} (σ² + b²)^{(1 − s)/2}: up with one s, down with another.
+    """
+    a, b = 0.5, 2.0
+    narrow, wide = (lambda z, sigma, v=v: z * v**2 / (v**2 + torch.as_tensor(sigma) ** 2) for v in (a, b))
+    up, down, t = -2.0, 3.0, 0.7
+    σ_0, σ_t = (float(vp_sigma(torch.tensor(v, dtype=torch.float64))) for v in (0.0, 1.0))
+
+    def grown(s: float, low: float, high: float) -> float:
+        return ((high**2 + a**2) / (low**2 + a**2)) ** (s / 2) * ((high**2 + b**2) / (low**2 + b**2)) ** ((1 - s) / 2)
+
+    pfd = PFD(up, time=constant(1.0), steps=400, noise=0.0, solver="heun")
+    found = pfd(guided(narrow, wide, down), X, t, seeded())
+    assert found.level == pytest.approx(σ_t)
+    last = down * a**2 / (a**2 + σ_0**2) + (1 - down) * b**2 / (b**2 + σ_0**2)  # the step to 0 ends at D
+    torch.testing.assert_close(found.value, X * grown(up, σ_0, σ_t) / grown(down, σ_0, σ_t) * last, rtol=5e-4, atol=0)
+
+
+def test_sdi_is_one_step_of_pfd():
+    """From the same z, SDI's target is where a single Euler step over the rest of the way ends."""
+    sdi = SDI(-2.0)(guided(MIXTURE.denoise, OTHER.denoise, 3.0), X, 0.3, seeded())
+    pfd = PFD(-2.0, steps=10)
+    assert pfd.levels is vp_sigma
+
+    def linear_denoiser(z: Tensor, sigma: float | Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+    one, whole = SDI()(linear_denoiser, X, 0.3, seeded()), PFD()(linear_denoiser, X, 0.3, seeded())
+    torch.testing.assert_close(one.value, whole.value)  # where D is constant the whole flow is one straight line
+    assert sdi.level == pfd(guided(MIXTURE.denoise, OTHER.denoise, 3.0), X, 0.3, seeded()).level
+
+
+# ---------------------------------------------------------------- a grid that follows the bandwidth
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.9])
+@pytest.mark.parametrize("λ", [10.0, 1.0, 0.03, 0.001])
+def test_the_ready_grid_keeps_the_spread_of_the_draws(λ, share):
+    """For N(0, s²) the flow is linear: the variance of a draw is exact, not estimated, from two starts one apart."""
+    s2 = share * λ**2 / (1 - share)  # so that ∂D/∂x = share at λ
+
+    def denoise(z: Tensor, sigma: float | Tensor) -> Tensor:
+        return z * s2 / (s2 + torch.as_tensor(sigma, dtype=torch.float64) ** 2)
+
+    sigmas, x = sigmas_around()(λ), torch.zeros(1, 1, dtype=torch.float64)
+    assert λ / 30 == pytest.approx(float(sigmas[-2]))
+    *_, y = sample_product(denoise, x, λ, sigmas, start=sigmas[:1, None])
+    assert float(y.square()) == pytest.approx(share * λ**2, rel=0.03)
+    *_, short = sample_product(denoise, x, λ, karras_sigmas(24, 0.03, 14.6), start=torch.full_like(x, 14.6))
+    if λ < 0.01:
+        assert float(short.square()) != pytest.approx(share * λ**2, rel=0.3), "a grid that stays where it is does not"
+
+
+def test_msd_asks_its_grid_at_every_bandwidth():
+    bandwidth = linear(0.8, 0.2)
+    for progress in (0.0, 0.5, 1.0):
+        fixed = MSD("exact", bandwidth, sigmas_around(6)(bandwidth(progress)), 2)
+        here, there = (
+            m(MIXTURE.denoise, X, progress, seeded()).value
+            for m in (MSD("exact", bandwidth, sigmas_around(6), 2), fixed)
+        )
+        assert torch.equal(here, there)
+    with pytest.raises(ValueError, match="sigma_min, sigma_max are"):
+        MSD("exact", bandwidth, sigmas_around(6, top=0.01))
+
+
+def test_a_warm_start_replaces_the_draw():
+    start = draw(3, 5, 2)
+    for kernel in ("exact", "exponential", "explicit"):
+        *_, y = sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, kernel, start=start)
+        *_, again = sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, kernel, start=start, generator=seeded(5))
+        assert torch.equal(y, again)
+        first = next(sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, kernel, start=start))
+        assert torch.equal(first, start)
+    *_, y = sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, start=start)
+    *_, by_hand = sample(product_denoiser(MIXTURE.denoise, X, 0.8), start, SIGMAS)
+    assert torch.equal(y, by_hand)
+    with pytest.raises(ValueError, match=r"start has shape \(3, 2\); it must be x's, \(5, 2\)"):
+        sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, start=start[:3])

@@ -1,15 +1,19 @@
-"""Finding and loading a Stable Diffusion 1 or 2 pipeline: names, folders, fallbacks, and the memory it needs."""
+"""Finding and loading a Stable Diffusion 1 or 2 pipeline: names, folders, fallbacks, and what to say when none fits."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+
+from .parts import UnsupportedModelError, check_family, check_pipeline
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -36,17 +40,25 @@ STABLE_DIFFUSION_IDS = (
     "stabilityai/stable-diffusion-2-1-base",
     "runwayml/stable-diffusion-v1-5",
 )
-FAMILIES = {"StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "FLUX"}
 HELP = f"""\
 A model is {POCKET!r} (shipped with this package; also what neither an argument nor {MODEL_VARIABLE} gives), or
 {STABLE_DIFFUSION!r} (the first that loads of {", ".join(STABLE_DIFFUSION_IDS)}),
 or another id of Stable Diffusion 1 or 2, or a folder in the diffusers layout with safetensors.
+A pipeline made by other means, from_single_file for example, is given as an object: DiffusionPrior(pipeline).
 Without a network: name such a folder, or load the model once with a network; from then on it is found in the cache."""
-GIB = 2**30
+INDEX = "model_index.json"
+SINGLE_FILES = (".safetensors", ".ckpt")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NETWORKS = PARTS[:3]
+POINTER = b"version https://git-lfs"
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load(
-    model: str | Path | None, device: torch.device, dtype: torch.dtype, slicing: bool | None, local_files_only: bool
+    model: str | os.PathLike[str] | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    local_files_only: bool,
 ) -> tuple[StableDiffusionPipeline, str]:
     """The first of the named pipelines that loads, on the device, and its id or folder.
 
@@ -61,6 +73,10 @@ def load(
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError("Stable Diffusion needs more packages: pip install 'msd_teach[diffusion]'") from error
+    if dtype not in (None, *PRECISIONS):
+        raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype, of {', '.join(map(str, PRECISIONS))}")
+    place = usable(device)
+    dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
     local_files_only |= HF_HUB_OFFLINE
     reasons: list[str] = []
     for name in candidates(model):
@@ -68,8 +84,7 @@ def load(
             if not offline and (local_files_only or Path(name).is_dir()):
                 continue
             try:
-                with quietly():
-                    pipeline = read(name, dtype, offline)
+                pipeline = read(name, dtype, offline)
             except UnsupportedModelError:
                 raise
             except LocalEntryNotFoundError:
@@ -80,91 +95,173 @@ def load(
                 summary = str(error).strip().partition("\n")[0]
                 reason = f"  {name}: {type(error).__name__}: {summary}"
             else:
-                place(pipeline, device, slicing)
+                with fitting(f"moving {name} in {dtype} to {place}"):
+                    for network in NETWORKS:  # not the whole pipeline: it would warn of half precision on the CPU
+                        getattr(pipeline, network).to(place)
+                if place.type == "cuda":
+                    pipeline.vae.enable_slicing()
                 return pipeline, name
         reasons.append(reason)
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
     raise ValueError("\n".join([f"model is {named!r}; it could not be loaded. Tried:", *reasons, HELP]))
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without bars for reading files, without warnings of parts not used here or of retries; downloads keep their bar."""
-    from diffusers.utils import logging as of_diffusers
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils import logging as of_hub
-    from transformers.utils import logging as of_transformers
+def usable(device: str | torch.device | None) -> torch.device:
+    """The device, after a number has been put there and read again; left out, the GPU if there is one.
 
-    levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers, of_hub)]
-    shown = [module for module in (of_diffusers, of_transformers) if module.is_progress_bar_enabled()]
-    of_downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
-    for module, _ in levels:
-        module.set_verbosity_error()
-    for module in shown:
-        module.disable_progress_bar()
-    of_downloads()  # transformers switches them together with its own
+    Raises:
+        ValueError: a device that this machine or this torch does not have.
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=place).item()
+    except Exception as error:  # torch has five kinds for it, an AssertionError among them
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {str(device)!r}, which is not to be had here ({reason}); 'cpu' always is"
+        ) from error
+    return place
+
+
+@contextmanager
+def fitting(asked: str) -> Iterator[None]:
+    """Says what was asked, and what helps, where the memory of the GPU does not suffice.
+
+    Raises:
+        ValueError: out of memory.
+    """
     try:
         yield
-    finally:
-        for module, level in levels:
-            module.set_verbosity(level)
-        for module in shown:
-            module.enable_progress_bar()
-        of_downloads()
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of GPU memory in {asked}. What helps: a smaller batch, torch.no_grad() where no gradient is needed, "
+            "dtype=torch.float16, ending other programs on this GPU, device='cpu', or model='pocket'"
+        ) from error
+
+
+@contextmanager
+def quietly(bars: bool) -> Iterator[None]:
+    """Without warnings of parts not used here, of old settings or of retries; `bars` False: nor bars."""
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    with ExitStack() as restore:
+        restore.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        for logger in map(logging.getLogger, ("diffusers", "transformers", "huggingface_hub")):
+            restore.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if not bars and not are_progress_bars_disabled():  # transformers switches the Hub's together with its own
+            restore.callback(enable_progress_bars)
+        for library in () if bars else (of_diffusers, of_transformers):
+            if library.is_progress_bar_enabled():
+                restore.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
+        yield
 
 
 def read(name: str, dtype: torch.dtype, offline: bool) -> StableDiffusionPipeline:
     """A pipeline on the CPU from a folder, from the cache, or from the Hub.
 
     Raises:
-        ValueError: parts that the libraries would make up: weights at random, a tokenizer without words.
+        ValueError: a text encoder some of whose weights transformers would draw at random; pointers of Git LFS.
     """
-    from diffusers import StableDiffusionPipeline
-    from huggingface_hub import hf_hub_download
-    from transformers import CLIPTextModel
+    with quietly(bars=True):  # gigabytes are not downloaded in silence
+        from diffusers import StableDiffusionPipeline  # the first time with remarks on packages that are not needed
+        from transformers import CLIPTextModel
 
-    index = "model_index.json"
-    path = Path(name) / index if Path(name).is_dir() else hf_hub_download(name, index, local_files_only=offline)
-    check_family(name, json.loads(Path(path).read_text()))
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": offline, "use_safetensors": True}
-    text_encoder, found = CLIPTextModel.from_pretrained(
-        name, subfolder="text_encoder", output_loading_info=True, **options
-    )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        name,
-        text_encoder=text_encoder,
-        trust_remote_code=False,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **options,
-    )
+        folder = Path(name) if Path(name).is_dir() else fetched(name, dtype, offline)
+    check_family(name, declared(folder / INDEX))
+    check_pointers(folder)
+    halves, wholes = ({part for part in NETWORKS if weights(folder / part, half)} for half in (True, False))
+    half = halves if dtype == torch.float16 or not halves <= wholes else set()
+    with quietly(bars=False):
+        options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+        text_encoder, found = cast(Any, CLIPTextModel).from_pretrained(
+            folder / "text_encoder",
+            variant="fp16" if "text_encoder" in half else None,
+            output_loading_info=True,
+            **options,
+        )
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder,
+            text_encoder=text_encoder,
+            variant="fp16" if half - {"text_encoder"} else None,
+            trust_remote_code=False,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **options,
+        )
     missing = list(found["missing_keys"])
-    for network in (pipeline.unet, pipeline.vae):
-        missing += [key for key, parameter in network.named_parameters() if parameter.is_meta]
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    words, known = text_encoder.config.vocab_size, len(pipeline.tokenizer)
-    if known < words:
-        raise ValueError(f"the tokenizer knows {known} words of the text encoder's {words}; files of it are missing")
+    check_pipeline(name, pipeline)
     return pipeline
 
 
-def candidates(model: str | Path | None) -> list[str]:
+def fetched(name: str, dtype: torch.dtype, offline: bool) -> Path:
+    """The folder of a model of the Hub in the cache, downloaded if need be: half-size files for half precision."""
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    index = Path(hf_hub_download(name, INDEX, local_files_only=offline))
+    check_family(name, declared(index))  # before any weights
+    if offline:
+        return index.parent
+    options = {"use_safetensors": True, "safety_checker": None, "feature_extractor": None}
+    first, second = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
+    try:
+        return Path(StableDiffusionPipeline.download(name, variant=first, **options))
+    except LocalEntryNotFoundError:
+        raise
+    except (ValueError, OSError):  # there are no files of this kind
+        return Path(StableDiffusionPipeline.download(name, variant=second, **options))
+
+
+def declared(index: Path) -> str:
+    """The class that model_index.json names."""
+    return str(json.loads(index.read_text("utf-8")).get("_class_name"))
+
+
+def weights(folder: Path, half: bool) -> list[Path]:
+    """The safetensors of a part, of half size or not."""
+    return [path for path in folder.glob("*.safetensors") if (".fp16" in path.name) == half]
+
+
+def check_pointers(folder: Path) -> None:
+    """Refuse, with a ValueError, files that Git LFS has left as pointers."""
+    for path in sorted(path for part in PARTS for path in (folder / part).glob("*")):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
+            raise ValueError(
+                f"{path.relative_to(folder)} is a pointer of Git LFS, not the file; run there: git lfs pull"
+            )
+
+
+def candidates(model: str | os.PathLike[str] | None) -> list[str]:
     """The ids or folders to try, in order, for what the caller or the environment named.
 
     Raises:
-        ValueError: a folder that is not there, or the pocket model's files missing or damaged.
+        ValueError: a folder that is not there, a checkpoint in one file, or the pocket model's files missing or damaged.
     """
+    if not isinstance(model, str | os.PathLike | None):
+        raise ValueError(f"model is a {type(model).__name__}; it must be a name or a folder (DiffusionPrior(pipeline))")
     named = str(model or os.environ.get(MODEL_VARIABLE) or POCKET)
     if named in BUNDLED:
         return [str(BUNDLED[named].verified())]
     if named == STABLE_DIFFUSION:
         return list(STABLE_DIFFUSION_IDS)
-    folder = os.path.expanduser(named)
-    if not os.path.isdir(folder) and (named[0] in "/.~" or named.count("/") > 1):
-        raise ValueError(f"model is {named!r}; there is no such folder.\n{HELP}")
-    return [folder if os.path.isdir(folder) else named]
+    place = os.path.expanduser(named)
+    if os.path.isfile(place):
+        raise ValueError(
+            f"model is {named!r}, a file; a checkpoint in one file becomes a pipeline by "
+            f"DiffusionPrior(diffusers.StableDiffusionPipeline.from_single_file({named!r}))"
+        )
+    if not os.path.isdir(place) and (named[0] in "/.~" or named.count("/") > 1 or named.endswith(SINGLE_FILES)):
+        raise ValueError(f"model is {named!r}; there is no such folder or file.\n{HELP}")
+    return [place if os.path.isdir(place) else named]
 
 
 def check_prompt(name: str, text: str) -> None:
@@ -172,84 +269,3 @@ def check_prompt(name: str, text: str) -> None:
     for model in BUNDLED.values():
         if Path(name).resolve() == model.folder.resolve():
             model.check_prompt(text)
-
-
-class UnsupportedModelError(ValueError):
-    """A model of another family than Stable Diffusion 1 and 2."""
-
-
-def check_family(name: str, index: dict) -> None:
-    """Refuse what model_index.json does not call a StableDiffusionPipeline, before any weights are read."""
-    kind = str(index.get("_class_name"))
-    if kind != "StableDiffusionPipeline":
-        family = next((family for prefix, family in FAMILIES.items() if kind.startswith(prefix)), "another family")
-        supported = "Stable Diffusion 1 and 2 (StableDiffusionPipeline)"
-        raise UnsupportedModelError(f"model {name} is {family} (its pipeline is {kind}); supported are {supported}")
-
-
-def check_parts(name: str, pipeline: StableDiffusionPipeline) -> None:
-    """Refuse a pipeline that is no denoiser of square latents at known noise levels.
-
-    Raises:
-        ValueError: a scheduler without betas, a prediction type other than ε and v, a UNet that takes more than latents
-            or whose configuration does not say their size.
-    """
-    noise, unet = pipeline.scheduler.config, pipeline.unet.config
-    if not {"beta_start", "trained_betas"} & noise.keys():
-        raise ValueError(f"{name} has a {type(pipeline.scheduler).__name__}, without betas; a DDPM schedule is needed")
-    prediction = noise.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ValueError(f"{name} predicts {prediction!r}; it must be 'epsilon' or 'v_prediction'")
-    if unet.in_channels != unet.out_channels:
-        raise ValueError(f"{name} has a UNet with {unet.in_channels} input channels; inpainting is not supported")
-    if not isinstance(unet.sample_size, int):
-        raise ValueError(f"{name} has a UNet with sample_size {unet.sample_size}; it must be one number, of a square")
-
-
-def place(pipeline: StableDiffusionPipeline, device: torch.device, slicing: bool | None) -> None:
-    """Move a pipeline to its device, with attention and decoder in slices where asked for, or (None) where needed.
-
-    Raises:
-        ValueError: too little free memory on the GPU, with what is needed, what is free and what would help.
-    """
-    if device.type == "cuda":
-        slicing = fit(pipeline, torch.cuda.mem_get_info(device)[0], slicing)
-    if slicing:
-        pipeline.unet.set_attention_slice("max")
-        pipeline.vae.enable_slicing()
-    pipeline.to(device)
-
-
-def fit(pipeline: StableDiffusionPipeline, free: int, slicing: bool | None) -> bool:
-    """Whether to slice on a GPU with `free` bytes.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    whole, sliced = memory(pipeline, slicing=False), memory(pipeline, slicing=True)
-    needed = whole if slicing is False else sliced
-    if free >= needed:
-        return free < whole if slicing is None else slicing
-    options = ["slicing=True"] if needed > sliced and free >= sliced else []
-    if pipeline.unet.dtype == torch.float32:
-        options.append("dtype=torch.float16 (half of it)")
-    options += ["device='cpu'", f"model={POCKET!r}"]
-    raise ValueError(
-        f"not enough GPU memory: about {needed / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free. "
-        f"What helps: {', '.join(options)}, or ending other programs on this GPU"
-    )
-
-
-def memory(pipeline: StableDiffusionPipeline, slicing: bool) -> int:
-    """Estimated bytes for the weights and the larger of one guided call and one decoded picture."""
-    unet, vae = pipeline.unet, pipeline.vae
-    networks = (unet, vae, pipeline.text_encoder)
-    weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    size = torch.finfo(unet.dtype).bits // 8
-    heads = unet.config.attention_head_dim  # diffusers' name; in these models it is the number of heads
-    heads = heads if isinstance(heads, int) else heads[0]
-    # Logits and weights of the finest attention, where no fused kernel serves; sliced, one head of one item at a time.
-    attention = 2 * size * unet.config.sample_size**4 * (1 if slicing else 2 * heads)
-    pixels = (unet.config.sample_size * pipeline.vae_scale_factor) ** 2
-    decoder = 4 * size * pixels * vae.config.block_out_channels[1]  # widest layers at full resolution
-    return weights + max(attention, decoder) + GIB // 2  # the last for the libraries' workspaces

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Guided, Scale, check_scale
 from ..tensors import noise_like, per_item
-from .loading import check_parts, check_prompt, load
+from .loading import check_prompt, fitting, load
+from .parts import check_network, check_pipeline, ddim, noise_levels, prediction_type
+from .preconditioning import VPEpsilon, VPVelocity
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SMALLEST_ALPHA_BAR = 2.0**-24  # schedules of zero terminal signal end at σ = ∞; diffusers' own samplers stop here too
+OVERSHOOT = 0.5  # how far beyond [0, 1] a picture under optimisation may lie; less than any other convention does
 
 
 class DiffusionPrior:
@@ -26,40 +30,42 @@ class DiffusionPrior:
 
     Its latents y are (*batch, *shape), scaled to about unit variance; noisy ones are z = y + σn. Attributes: `shape`
     (4, h, w), `name` (what was loaded), `sigma_min` and `sigma_max` (the trained range), `levels` (σ of each training
-    step, float64), `prediction` ("epsilon" or "v_prediction"), `dtype`, and diffusers' `unet`, `vae` and `pipeline`.
+    step, float64), `prediction` ("epsilon" or "v_prediction"), `preconditioning`, diffusers' `unet`, `vae` and
+    `pipeline`, and `scheduler` (DDIM on the same levels). The levels are those that the pipeline's scheduler has now.
 
-    Parameters are frozen; gradients flow to latents and images. `torch.func.jvp` of a denoiser needs the one attention
-    kernel that has forward derivatives: `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    Parameters are frozen; gradients flow to latents and images. The UNet computes in its own precision, and all that is
+    returned is float32 or better; an autoencoder in half precision is copied into float32, since its gradient would be
+    lost in rounding. `torch.func.jvp` of a denoiser needs the one attention kernel that has forward derivatives:
+    `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Raises:
-        ValueError: a prediction type other than ε and v, a schedule without betas, a UNet for inpainting.
+        ValueError: a pipeline of another family, or parts that are missing or do not fit each other.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, name: str = "pipeline"):
-        from diffusers import DDIMScheduler
-
-        check_parts(name, pipeline)
-        self.pipeline, self.name, self.unet, self.vae = pipeline, name, pipeline.unet, pipeline.vae
-        self.dtype = pipeline.unet.dtype  # kept: diffusers goes through all modules for it, a millisecond a call
+        check_pipeline(name, pipeline)
+        levels = noise_levels(name, pipeline.scheduler)
+        self.prediction = prediction_type(name, pipeline.scheduler)
+        self.preconditioning = {"epsilon": VPEpsilon, "v_prediction": VPVelocity}[self.prediction](levels)
+        self.levels, self.sigma_min, self.sigma_max = levels, levels[0].item(), levels[-1].item()
+        self.pipeline, self.name, self.scheduler = pipeline, name, ddim(pipeline.scheduler)
+        self.unet: Any = pipeline.unet
+        self.vae: Any = pipeline.vae
         for network in (self.unet, self.vae, pipeline.text_encoder):
             network.eval().requires_grad_(False)
-        self.scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(pipeline.scheduler.config))
-        self.prediction: str = self.scheduler.config["prediction_type"]
+        if torch.finfo(self.vae.dtype).bits < 32:
+            self.vae = copy.deepcopy(self.vae).float()
         size = self.unet.config["sample_size"]
-        self.shape = (self.unet.config["in_channels"], size, size)
-        kept = self.scheduler.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA_BAR)
-        self.levels = ((1 - kept) / kept).sqrt()
-        self.sigma_min, self.sigma_max = self.levels[0].item(), self.levels[-1].item()
-        self._embeddings: dict[str, Tensor] = {}
+        self.shape: tuple[int, int, int] = (self.unet.config["in_channels"], size, size)
+        self._embeddings: dict[tuple, Tensor] = {}
 
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        slicing: bool | None = None,
         local_files_only: bool = False,
     ) -> DiffusionPrior:
         """Loads a model by name: safetensors only, and never code from the model's repository.
@@ -68,22 +74,46 @@ class DiffusionPrior:
         `msd_teach.latent.loading.STABLE_DIFFUSION_IDS`), an id on the Hugging Face Hub, or a folder in the diffusers layout.
         Left out, it is what the environment variable MSD_TEACH_MODEL names, or else "pocket".
 
-        `device` is the GPU if there is one; `dtype` float16 there and float32 on the CPU. `slicing` computes attention
-        head by head and decodes picture by picture, to save memory; left out, it is used where the GPU's free memory
-        asks for it. What was downloaded before is used as it is; `local_files_only` (or HF_HUB_OFFLINE=1) forbids more.
+        `device` is the GPU if there is one; `dtype`, the UNet's and the text encoder's, float16 there and float32 on the
+        CPU. What was downloaded before is used as it is; `local_files_only` (or HF_HUB_OFFLINE=1) forbids more. With
+        float16 the files of half size are downloaded where there are any.
 
         Raises:
-            ValueError: nothing could be loaded (with every id tried), a model of another family (SDXL, SD 3), too
-                little GPU memory, or missing or damaged files of the pocket model.
+            ValueError: nothing could be loaded (with every id tried), a model of another family (SDXL, SD 3), a device
+                that is not there, too little GPU memory, or missing or damaged files of the pocket model.
         """
-        if not isinstance(dtype, torch.dtype | None):
-            raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype, such as torch.float16")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-        return cls(*load(model, device, dtype, slicing, local_files_only))
+        return cls(*load(model, device, dtype, local_files_only))
+
+    def with_network(self, unet: Any) -> DiffusionPrior:
+        """The same prior with another UNet, for example one that carries a LoRA; texts, levels and autoencoder are shared.
+
+        The network is neither frozen nor taken out of training mode: that is for whoever trains it.
+
+        Raises:
+            ValueError: a network of other latents, of texts of another width, or that needs more than these.
+        """
+        check_network("the prior", unet, self.shape[0], self.pipeline.text_encoder.config.hidden_size)
+        if unet.config["sample_size"] != self.shape[-1]:
+            raise ValueError(f"unet has sample_size {unet.config['sample_size']}; it must be {self.shape[-1]}")
+        other = copy.copy(self)
+        other.unet = unet
+        return other
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> Tensor:
+        """A weight of the UNet, which says where and in which precision it computes.
+
+        (diffusers' own `dtype` goes through all modules, a millisecond a call; stored weights may be narrower or no floats.)
+        """
+        return next(p for p in self.unet.parameters() if p.is_floating_point() and p.itemsize > 1)
 
     def __repr__(self) -> str:
-        place = f"{self.dtype} on {self.unet.device}"
+        place = f"{self.dtype} on {self._weight.device}"
         return f"DiffusionPrior({self.name!r}: {self.prediction}, latents {self.shape}, {place})"
 
     def denoiser(
@@ -96,7 +126,7 @@ class DiffusionPrior:
 
         `prompt` and `negative` are one string, or one for each item of the last batch axis of z (*batch, 4, h, w);
         N samples are leading axes. `scale` is s as in `guided`: 1 and 0 cost one evaluation, anything else two.
-        Outside the trained range [sigma_min, sigma_max] the network is asked at the nearer end; see `denoise`.
+        Outside the trained range [sigma_min, sigma_max] the network is asked at the nearer end and its v is held.
 
         Raises:
             ValueError: prompts that are no strings, do not match in number, or have words that the pocket model never
@@ -109,13 +139,14 @@ class DiffusionPrior:
             raise ValueError(f"negative has {len(u)} strings and prompt {len(c)}; give one, or as many as prompts")
         return _GuidedByText(_TextDenoiser(self, c), _TextDenoiser(self, u), scale)
 
-    def sigmas(self, steps: int) -> Tensor:
-        """The noise levels of diffusers' DDIM sampler for this model and number of steps, descending, in float64.
+    def sigmas(self, steps: int, ddim: bool = False) -> Tensor:
+        """Noise levels for `steps` solver steps, descending to 0, in float64, spaced as the model's scheduler says.
 
-        `sample(denoise, n·√(1 + σ₀²), sigmas, "euler")` is then its trajectory, in latents z = √(1 + σ²) z_t. The last
-        level is 0, or sigma_min where the scheduler was configured without `set_alpha_to_one` (there DDIM takes z_t for
-        clean). Where DDIM's last step stands still it is left out, and where it strides past its own grid (spacing
-        "linspace", or "trailing" with steps that do not divide the training steps) these levels stay on the grid.
+        `sample(denoise, prior.start(…, sigma=sigmas[0]), sigmas)` draws from the model. With `ddim` the last level is
+        that of diffusers' DDIM sampler, whose trajectory is then Euler's in latents z = √(1 + σ²) z_t: sigma_min where
+        the scheduler was configured without `set_alpha_to_one` (there DDIM takes z_t for clean). Where DDIM's last step
+        stands still it is left out, and where it strides past its own grid (spacing "linspace", or "trailing" with steps
+        that do not divide the training steps) these levels stay on the grid.
 
         Raises:
             ValueError: fewer steps than 1, or more than the scheduler can place.
@@ -124,98 +155,166 @@ class DiffusionPrior:
         limit = len(self.levels) - (self.scheduler.config["steps_offset"] if leading else 0)
         if not isinstance(steps, Integral) or not 1 <= steps <= limit:
             raise ValueError(f"steps is {steps!r}; it must be an integer from 1 to {limit}")
-        self.scheduler.set_timesteps(steps)
-        grid = self.levels[self.scheduler.timesteps[:steps]]  # rounding appends a t = −1 to some "trailing" grids
-        last = 0 * grid[:1] if self.scheduler.final_alpha_cumprod == 1 else self.levels[:1]
+        scheduler = copy.copy(self.scheduler)  # a pipeline may be in the middle of its own steps
+        scheduler.set_timesteps(int(steps))
+        grid = self.levels[scheduler.timesteps[:steps]]  # rounding appends a t = −1 to some "trailing" grids
+        last = self.levels[:1] if ddim and not scheduler.config["set_alpha_to_one"] else 0 * grid[:1]
         return torch.cat([grid, last[last < grid[-1]]])
 
-    def time(self, sigma: Tensor) -> Tensor:
-        """The training step, fractional, at noise level σ: linear in log σ, and clamped to the trained range."""
-        table = self.levels.to(sigma.device).log()
-        log_sigma = sigma.to(table).clamp(self.sigma_min, self.sigma_max).log().contiguous()
-        above = torch.searchsorted(table, log_sigma).clamp(min=1)
-        return above - (table[above] - log_sigma) / (table[above] - table[above - 1])
+    def start(
+        self, *batch: int, sigma: float | Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Noise (*batch, 4, h, w) to start a sampler from at level σ (left out: sigma_max), on the UNet's device.
+
+        Its standard deviation is √(1 + σ²), that of latents of unit variance under noise σ: z_t is unit noise.
+
+        Raises:
+            ValueError: a sigma that is negative, NaN or infinite.
+        """
+        σ = self.sigma_max if sigma is None else float(sigma)
+        if not 0 <= σ < math.inf:
+            raise ValueError(f"sigma is {σ}; it must be >= 0 and finite")
+        place = self._weight.device
+        return noise_like(torch.empty(*batch, *self.shape, device=place), generator) * math.sqrt(1 + σ**2)
+
+    def time(self, sigma: float | Tensor) -> Tensor:
+        """The time in [0, 1] at noise level σ, of σ's shape, in float64 on the CPU; the inverse of `level`.
+
+        It is the training step over their number less one: linear in log σ, and clamped to the trained range.
+
+        Raises:
+            ValueError: a sigma that is negative or NaN.
+        """
+        σ = torch.as_tensor(sigma).to("cpu").double()
+        if not (σ >= 0).all():
+            raise ValueError(f"sigma is {sigma}; it must be >= 0")
+        return self.preconditioning.t(σ) / (len(self.levels) - 1)
+
+    def level(self, t: float | Tensor) -> Tensor:
+        """σ at time t in [0, 1], of t's shape, in float64 on the CPU: `vp_sigma` for this model's own schedule.
+
+        Raises:
+            ValueError: a time that is NaN.
+        """
+        place = torch.as_tensor(t).to("cpu").double()
+        if place.isnan().any():
+            raise ValueError(f"t is {t}; it must be from 0 to 1")
+        return self.preconditioning.sigma(place * (len(self.levels) - 1))
 
     def denoise(self, z: Tensor, sigma: float | Tensor, context: Tensor) -> Tensor:
         """D(z; σ) for z (*batch, 4, h, w) under text embeddings `context` (*batch, tokens, width), in one UNet call.
 
-        With further axes on the left of `context` (several texts for each z) the result has them too.
-
-        In the trained range this is z − σε, or √ᾱ z_t − √(1 − ᾱ) v, with z_t = z/√(1 + σ²). Beyond either end the
-        network is asked at that end, σ_c, about z_t scaled by the true σ, and its v (or v = √(1 + σ_c²) ε − σ_c z_t) is
-        held: D = (z_t − σv)/√(1 + σ²). So D → z as σ → 0, and D → −v, bounded, as σ → ∞, where z − σε would grow.
+        With further axes on the left of `context` (several texts for each z) the result has them too. It is
+        c_skip z + c_out F(c_in z; t) with the factors of `preconditioning`.
 
         Raises:
-            ValueError: a sigma that is negative, NaN, or no prefix of z's batch.
+            ValueError: z that is no batch of latents; a sigma that is negative, NaN, infinite, or no prefix of z's batch;
+                a context that does not fit z; out of GPU memory.
         """
+        self._check_latents(z, "z")
         items, event = context.shape[:-2], z.shape[-3:]
-        # in float64, whatever z is: rounding σ to float32 would move t, and with it the time embedding
-        σ = per_item(sigma, z.new_zeros((), dtype=torch.float64).expand(z.shape))
+        if items[max(0, len(items) - z.ndim + 3) :] != z.shape[:-3]:
+            raise ValueError(f"context has shape {tuple(context.shape)}; it must be (…, *batch, tokens, width) for z's")
+        # In float64, whatever z is: rounding σ would move t, and with it the time embedding. On the CPU, since not every
+        # device has float64, where a number (and not a tensor) meets z on any device.
+        σ = per_item(sigma, torch.zeros((), dtype=torch.float64).expand(z.shape))
         if σ.ndim and σ.shape[-3:].numel() != 1:
             raise ValueError(f"sigma has shape {tuple(σ.shape)}; it may not vary within a latent")
-        t = self.time(σ)
+        if not σ.isfinite().all():
+            raise ValueError(f"sigma is {sigma}; it must be finite")
+        kind, weight = torch.promote_types(z.dtype, torch.float32), self._weight
+
+        def beside(factor: Tensor, place: torch.device) -> Tensor:
+            return factor.to(kind).to(place) if σ.ndim else factor.to(kind)
+
+        factors = self.preconditioning
+        t = beside(factors.t(σ), weight.device)
         if t.ndim:
             t = t.expand(*items, 1, 1, 1).flatten()
-        of_z, of_output = (weight.to(z.dtype) for weight in self._weights(σ))
-        z_t = (z / (1 + σ**2).sqrt().to(z)).to(self.dtype).expand(*items, *event).reshape(-1, *event).contiguous()
-        output = self.unet(z_t, t, context.reshape(-1, *context.shape[-2:]), return_dict=False)[0]
-        return of_z * z - of_output * output.to(z.dtype).reshape(*items, *event)
-
-    def _weights(self, σ: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b of D = a·z − b·output."""
-        σ_c = σ.clamp(self.sigma_min, self.sigma_max)
-        if self.prediction == "v_prediction":
-            return 1 / (1 + σ**2), σ / (1 + σ**2).sqrt()
-        return (1 + σ * σ_c) / (1 + σ**2), σ * ((1 + σ_c**2) / (1 + σ**2)).sqrt()
+        z = z.to(kind)
+        c_in, c_skip, c_out = (beside(c(σ), z.device) for c in (factors.c_in, factors.c_skip, factors.c_out))
+        z_t = (c_in * z).to(weight).expand(*items, *event).reshape(-1, *event).contiguous()
+        texts = context.reshape(-1, *context.shape[-2:]).to(weight)
+        with fitting(f"a call of the UNet on {len(z_t)} latents of {tuple(event)} in {weight.dtype}"):
+            output = self.unet(z_t, t, texts, return_dict=False)[0]
+        return c_skip * z + c_out * output.to(z).reshape(*items, *event)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents (*batch, 4, h, w) of images (*batch, 3, 8h, 8w) in [0, 1] (4h, 4w in the pocket model).
 
-        The autoencoder's posterior mean, or a draw from its posterior if a generator is given. Differentiable.
+        The autoencoder's posterior mean, or a draw from its posterior if a generator is given. Differentiable, in
+        float32 or better, also within autocast.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images of another shape or dtype, or far outside [0, 1]; out of GPU memory.
         """
-        factor, channels = self.pipeline.vae_scale_factor, self.vae.config["in_channels"]
-        fits = images.ndim >= 3 and images.shape[-3] == channels and not any(n % factor for n in images.shape[-2:])
-        if not (fits and images.is_floating_point()):
-            wanted = f"({channels}, H, W), H and W multiples of {factor}, of floats in [0, 1]"
-            raise ValueError(f"images have shape {tuple(images.shape)}, {images.dtype}; it must end in {wanted}")
-        flat = (2 * images - 1).reshape(-1, *images.shape[-3:]).to(self.vae.dtype)
-        posterior = self.vae.encode(flat).latent_dist
-        y = posterior.mean
-        if generator is not None:
-            y = y + posterior.std * noise_like(y, generator)
-        latents = self.vae.config["scaling_factor"] * y.to(images.dtype)
+        self._check_images(images)
+        flat, kind = images.reshape(-1, *images.shape[-3:]), torch.promote_types(images.dtype, torch.float32)
+        with fitting(f"encoding {len(flat)} images of {tuple(flat.shape[-2:])}"), self._exact():
+            posterior = self.vae.encode(2 * flat.to(self.vae.device, self.vae.dtype) - 1).latent_dist
+            y = posterior.mean
+            if generator is not None:
+                y = y + posterior.std * noise_like(y, generator)
+        latents = (self.vae.config["scaling_factor"] * y).to(images.device, kind)
         return latents.reshape(*images.shape[:-3], *latents.shape[1:])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (*batch, 3, 8h, 8w) in [0, 1] of clean latents (*batch, 4, h, w). Differentiable up to the clipping.
 
         Raises:
-            ValueError: latents of another shape.
+            ValueError: latents of another shape; out of GPU memory.
         """
         self._check_latents(latents, "latents")
-        flat = (latents / self.vae.config["scaling_factor"]).reshape(-1, *latents.shape[-3:]).to(self.vae.dtype)
-        images = (self.vae.decode(flat).sample.to(latents.dtype) / 2 + 0.5).clamp(0, 1)
-        return images.reshape(*latents.shape[:-3], *images.shape[1:])
+        flat, kind = latents.reshape(-1, *latents.shape[-3:]), torch.promote_types(latents.dtype, torch.float32)
+        with fitting(f"decoding {len(flat)} latents of {tuple(flat.shape[1:])}"), self._exact():
+            inner = flat.to(self.vae.device, self.vae.dtype) / self.vae.config["scaling_factor"]
+            images = (self.vae.decode(inner).sample / 2 + 0.5).clamp(0, 1)
+        return images.to(latents.device, kind).reshape(*latents.shape[:-3], *images.shape[1:])
+
+    def _exact(self) -> torch.autocast:
+        """The autoencoder's own precision, also within autocast."""
+        return torch.autocast(self.vae.device.type, enabled=False)
+
+    def _check_images(self, images: Tensor) -> None:
+        channels, factor = self.vae.config["in_channels"], 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        wanted = f"({channels}, H, W), H and W multiples of {factor}, of floats in [0, 1]"
+        if not isinstance(images, Tensor):
+            how = "torch.from_numpy(numpy.asarray(picture)).permute(2, 0, 1) / 255"
+            raise ValueError(f"images is a {type(images).__name__}; it must be a tensor (*batch, {wanted[1:]}: {how}")
+        fits = images.ndim >= 3 and images.shape[-3] == channels and not any(n % factor for n in images.shape[-2:])
+        if not (fits and images.is_floating_point() and images.numel()):
+            raise ValueError(f"images have shape {tuple(images.shape)}, {images.dtype}; it must end in {wanted}")
+        low, high = (end.item() for end in images.detach().aminmax())
+        if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+            raise ValueError(f"images reach from {low:.3g} to {high:.3g}; they must lie in [0, 1]")
 
     def _check_latents(self, z: Tensor, name: str) -> None:
+        wanted = f"({self.shape[0]}, h, w), of floats; {self.name} was trained on {self.shape}"
+        if not isinstance(z, Tensor):
+            raise ValueError(f"{name} is a {type(z).__name__}; it must be a tensor that ends in {wanted}")
         if z.ndim < 3 or z.shape[-3] != self.shape[0] or not z.is_floating_point() or not z.numel():
-            wanted = f"({self.shape[0]}, h, w), of floats; {self.name} was trained on {self.shape}"
             raise ValueError(f"{name} has shape {tuple(z.shape)}, {z.dtype}; it must end in {wanted}")
 
-    @torch.no_grad()
     def _contexts(self, prompts: str | Sequence[str], name: str) -> Tensor:
-        """Text embeddings (P, tokens, width), each computed once."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Sequence) else []
+        """Text embeddings (P, tokens, width), each computed once by a text encoder in a given state."""
+        listed = getattr(prompts, "tolist", lambda: prompts)()  # arrays of strings
+        texts = [listed] if isinstance(listed, str) else list(listed) if isinstance(listed, Sequence) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name} is {prompts!r}; it must be a string or several")
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        weights = list(encoder.parameters())
+        state = tuple((id(p), 0 if p.is_inference() else p._version) for p in weights)
+        embedded = []
         for text in texts:
-            if text not in self._embeddings:
+            key = tokenizer, encoder, state, text
+            if key not in self._embeddings:
                 check_prompt(self.name, text)
-                self._embeddings[text] = self.pipeline.encode_prompt(text, self.unet.device, 1, False)[0][0]
-        return torch.stack([self._embeddings[text] for text in texts])
+                place = weights[0].device
+                # a reader that comes later may want gradients, and full precision
+                with torch.inference_mode(False), torch.no_grad(), torch.autocast(place.type, enabled=False):
+                    self._embeddings[key] = self.pipeline.encode_prompt(text, place, 1, False)[0][0]
+            embedded.append(self._embeddings[key])
+        return torch.stack(embedded)
 
 
 @dataclass(frozen=True, eq=False)  # two are never compared: tensors would answer item by item

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..plane.mixture import GaussianMixture
+from ..tensors import at_least_one
+from .inputs import floats, points, positive
 
 BLOCK = 2**20  # distances held at once
 PAIRED = 4096  # the most reference points whose pairs enter the median: 8 million distances, 64 MiB
@@ -20,7 +22,7 @@ PAIRED = 4096  # the most reference points whose pairs enter the median: 8 milli
 
 def nll(density: GaussianMixture, x: Tensor) -> float:
     """Mean −log p(x) in nats over points x (n, d); draws from p itself score its entropy, on average."""
-    return -float(density.log_prob(_points("x", x, 1, density.means.shape[1])).mean())
+    return -float(density.log_prob(points("x", x, 1, density.means.shape[1])).mean())
 
 
 class PrecisionRecall(NamedTuple):
@@ -36,9 +38,9 @@ def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> Precis
     A set covers the closed balls around its points that reach to their k-th nearest *other* point of that set: radius 0
     where more than k coincide. ValueError for k < 1, fewer than k + 1 points, other dimensions, values not finite.
     """
-    _at_least_one("k", k)
-    generated = _points("generated", generated, k + 1)
-    reference = _points("reference", reference, k + 1, generated.shape[1])
+    k = at_least_one("k", k)
+    generated = points("generated", generated, k + 1)
+    reference = points("reference", reference, k + 1, generated.shape[1])
     return PrecisionRecall(_covered(generated, reference, k), _covered(reference, generated, k))
 
 
@@ -49,10 +51,10 @@ def mmd2(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
     i < j of y, or of every ⌈n/4096⌉-th point of y, so that it does not depend on what is judged. ValueError for fewer
     than 2 points, other dimensions, values not finite, h not in (0, ∞).
     """
-    x = _points("x", x, 2)
-    y = _points("y", y, 2, x.shape[1])
+    x = points("x", x, 2)
+    y = points("y", y, 2, x.shape[1])
     h = float(torch.pdist(y[:: math.ceil(len(y) / PAIRED)]).median()) if bandwidth is None else bandwidth
-    _positive("median distance within y" if bandwidth is None else "bandwidth", h)
+    positive("median distance within y" if bandwidth is None else "bandwidth", h)
 
     def mean(a: Tensor, b: Tensor, same: int = 0) -> float:
         total = sum(float((-(d / h).square() / 2).exp().sum()) for d in _distances(a, b))
@@ -76,8 +78,8 @@ def efficiency(estimates: Tensor, reference: Tensor | None, calls: float, floor:
     `floor` machine epsilons of the coarser dtype; where estimates are small differences of large numbers, raise it.
     ValueError for shapes that do not fit, N < 2 without a reference, values not finite, g = 0, calls or floor ≤ 0.
     """
-    _positive("calls", calls)
-    _positive("floor", floor)
+    positive("calls", calls)
+    positive("floor", floor)
     ĝ, g = _estimates(estimates, reference, 2 if reference is None else 1)
     error = float(ĝ.var(0).sum() if reference is None else (ĝ - g).square().mean(0).sum())
     if not g.any():
@@ -96,14 +98,14 @@ def best_multiple(estimates: Tensor, reference: Tensor) -> Tensor:
     ĝ, g = _estimates(estimates, reference, 1)
     if not ĝ.any():
         raise ValueError("estimates are 0 everywhere; they must not vanish")
-    return ((ĝ * g).sum() / ĝ.square().sum() * ĝ).to(estimates.dtype)
+    return ((ĝ * g).sum() / ĝ.square().sum() * ĝ).to(estimates)
 
 
-def _covered(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of `points` within reach of the k-th neighbour of at least one of `centres`."""
+def _covered(x: Tensor, centres: Tensor, k: int) -> float:
+    """The share of rows of x within reach of the k-th neighbour of at least one of `centres`."""
     # The smallest value of a row is the exact 0 to the point itself, also among copies.
     radii = torch.cat([d.kthvalue(k + 1, dim=1).values for d in _distances(centres, centres)])
-    return float(torch.cat([(d <= radii).any(1) for d in _distances(points, centres)]).double().mean())
+    return float(torch.cat([(d <= radii).any(1) for d in _distances(x, centres)]).double().mean())
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -112,32 +114,9 @@ def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
         yield torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _points(name: str, x: Tensor, least: int, d: int | None = None) -> Tensor:
-    fits = x.ndim == 2 and len(x) >= least and d in (None, x.shape[1])
-    return _checked(name, x, fits, f"(n, {d or 'd'}) with n >= {least}")
-
-
 def _estimates(estimates: Tensor, reference: Tensor | None, least: int) -> tuple[Tensor, Tensor]:
-    fits = estimates.ndim >= 2 and len(estimates) >= least and estimates.numel() > 0
-    ĝ = _checked("estimates", estimates, fits, f"(N, *batch, d) with N >= {least}")
+    fits = isinstance(estimates, Tensor) and estimates.ndim >= 2 and len(estimates) >= least and estimates.numel() > 0
+    ĝ = floats("estimates", estimates, fits, f"(N, *batch, d) with N >= {least}")
     if reference is None:
         return ĝ, ĝ.mean(0)
-    return ĝ, _checked("reference", reference, reference.shape == ĝ.shape[1:], f"{tuple(ĝ.shape[1:])}, as estimates[0]")
-
-
-def _checked(name: str, values: Tensor, fits: bool, wanted: str) -> Tensor:
-    if not fits or not values.is_floating_point():
-        raise ValueError(f"{name} has shape {tuple(values.shape)}, {values.dtype}; it must be {wanted}, of floats")
-    if not values.isfinite().all():
-        raise ValueError(f"{name} contains {values[~values.isfinite()][0].item()}; all values must be finite")
-    return values.detach().double()
-
-
-def _at_least_one(name: str, count: int) -> None:
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} is {count}; it must be a whole number, at least 1")
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; it must be positive and finite")
+    return ĝ, floats("reference", reference, reference.shape == ĝ.shape[1:], f"{tuple(ĝ.shape[1:])}, as estimates[0]")

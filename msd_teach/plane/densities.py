@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .mixture import GaussianMixture
+from ..tensors import at_least_one
+from .mixture import GaussianMixture, doubles
 
 __all__ = [
     "GaussianMixture",
@@ -66,6 +67,7 @@ def spiral(components: int = 200) -> GaussianMixture:
     An arm is (−n cos n, n sin n)/12 for n = √U·540° with U uniform, the other its mirror image; noise .1 before the
     division by 12 makes arms of width .0083. Components are spaced evenly in arc length and weighted by dU.
     """
+    components = at_least_one("components", components)
     noise, shrink = 0.1, 1 / 12
     fine = np.linspace(0, math.radians(540), 20_001)
     arc = np.concatenate([[0], np.cumsum(np.hypot(np.diff(-fine * np.cos(fine)), np.diff(fine * np.sin(fine))))])
@@ -86,6 +88,8 @@ def pinwheel(components: int = 60) -> GaussianMixture:
     A vane is the Gaussian (r, t) ~ N(1, .3²) × N(0, .1²) turned by the angle exp(r)/4 and divided by 2.5. The turn
     depends on r alone, so that across a vane the density stays Gaussian; components are spaced evenly in r.
     """
+    if at_least_one("components", components) < 2:
+        raise ValueError(f"components is {components}; a vane needs at least 2")
     radial, tangential, rate, vanes, shrink = 0.3, 0.1, 0.25, 5, 1 / 2.5
     r = 1 + radial * np.linspace(-3, 3, components)
     weight = np.exp(-(((r - 1) / radial) ** 2) / 2)
@@ -103,7 +107,7 @@ def pinwheel(components: int = 60) -> GaussianMixture:
 
 def checkerboard(components: int = 8) -> GaussianMixture:
     """The eight dark squares of a 4 × 4 board on (−1, 1)², each a lattice of components × components Gaussians."""
-    step = 0.5 / components
+    step = 0.5 / at_least_one("components", components)
     offsets = (np.arange(components) + 0.5) * step
     corners = [(-1 + 0.5 * i, -1 + 0.5 * j) for i in range(4) for j in range(4) if (i + j) % 2 == 0]
     lattice = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1).reshape(-1, 2)
@@ -123,9 +127,10 @@ def image_density(image: np.ndarray | Tensor, n: int, generator: torch.Generator
     The longer side spans (−1, 1); rows run downwards as in the picture. Points are uniform within their pixel.
 
     Raises:
-        ValueError: an image that is not (H, W), has negative or non-finite levels, or is black.
+        ValueError: an image that is not (H, W), has negative or non-finite levels, or is black; an n that is not 1, 2, …
     """
-    level = torch.as_tensor(np.asarray(image, dtype=np.float64))
+    n = at_least_one("n", n)
+    level = doubles("image", image)[0].detach()
     if level.ndim != 2 or not level.isfinite().all() or (level < 0).any() or level.sum() == 0:
         raise ValueError(f"image has shape {tuple(level.shape)}; it must be (H, W), finite, >= 0 and not black")
     height, width = level.shape

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import SigmaLaw, Weight, dreamfusion_weight, uniform_time
-from ..tensors import per_item
+from ..tensors import at_least_one, per_item
 from .mixture import GaussianMixture
 
 Field = Callable[[Tensor], Tensor]
@@ -61,6 +61,7 @@ def sds_field(
 
 def mean_shift_potential(mixture: GaussianMixture, x: Tensor, bandwidth: float | Tensor) -> Tensor:
     """L_MS(x) = −λ² log p_λ(x), whose gradient is x − D(x; λ): (*batch, 2) to (*batch,)."""
+    _check_points(x)
     λ = per_item(bandwidth, x[..., 0], "bandwidth", positive=True)
     return -(λ**2) * mixture.log_prob(x, bandwidth)
 
@@ -69,20 +70,27 @@ def _over_levels(
     mixture: GaussianMixture, x: Tensor, law: SigmaLaw | None, weight: Weight, progress: float, levels: int
 ) -> tuple[Tensor, Tensor]:
     d = mixture.means.shape[1]
+    _check_points(x)
     if d != 2 or x.shape[-1:] != (2,):
         raise ValueError(f"x has shape {tuple(x.shape)}, the mixture {d} dimensions; points and mixture must be 2-D")
-    if levels < 1:
-        raise ValueError(f"levels is {levels}; it must be at least 1")
+    levels = at_least_one("levels", levels)
     u = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
     σs, repeats = (law or uniform_time())(u, progress).unique(return_counts=True)
-    points = x.detach().double().reshape(-1, 2)
+    points = x.detach().cpu().double().reshape(-1, 2)
     potential, field = points.new_zeros(len(points)), torch.zeros_like(points)
     for σ, share in zip(σs, repeats / levels, strict=True):
         mean, first = _noised(mixture, points, float(σ))
         w = share * weight(σ)
         potential -= w * σ**2 * mean
         field -= w * σ * first
-    return potential.to(x.dtype).reshape(x.shape[:-1]), field.to(x.dtype).reshape(x.shape)
+    return potential.to(x).reshape(x.shape[:-1]), field.to(x).reshape(x.shape)
+
+
+def _check_points(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"x is a {type(x).__name__}; it must be a torch tensor of floats")
+    if not x.isfinite().all():
+        raise ValueError(f"x contains {x[~x.isfinite()][0].item()}; all values must be finite")
 
 
 def _noised(mixture: GaussianMixture, x: Tensor, σ: float) -> tuple[Tensor, Tensor]:
@@ -156,19 +164,20 @@ def interpolate(field: Tensor, span: float) -> Field:
     Bicubic splines: the error falls with the fourth power of the spacing. Points outside are moved to the border.
 
     Raises:
-        ValueError: a field that is not (n, n, 2) with n ≥ 4.
+        ValueError: a field that is not (n, n, 2) with n ≥ 4, or not finite; span not in (0, ∞).
     """
     from scipy.interpolate import RectBivariateSpline
 
     n = len(field)
-    if field.shape != (n, n, 2) or n < 4:
-        raise ValueError(f"field has shape {tuple(field.shape)}; it must be (n, n, 2) with n >= 4")
+    if field.shape != (n, n, 2) or n < 4 or not field.isfinite().all():
+        raise ValueError(f"field has shape {tuple(field.shape)}; it must be (n, n, 2) with n >= 4, finite")
+    _check_span(span)
     axis = torch.linspace(-span, span, n, dtype=torch.float64).numpy()
-    splines = [RectBivariateSpline(axis, axis, field[..., i].double().numpy()) for i in (0, 1)]
+    splines = [RectBivariateSpline(axis, axis, field[..., i].detach().cpu().double().numpy()) for i in (0, 1)]
 
     def at(x: Tensor) -> Tensor:
-        inside = x.detach().double().clamp(-span, span).numpy()
-        return torch.stack([torch.as_tensor(s.ev(inside[..., 1], inside[..., 0])) for s in splines], -1).to(x.dtype)
+        inside = x.detach().cpu().double().clamp(-span, span).numpy()
+        return torch.stack([torch.as_tensor(s.ev(inside[..., 1], inside[..., 0])) for s in splines], -1).to(x)
 
     return at
 
@@ -189,7 +198,13 @@ def stationary_points(field: Field, span: float, n: int = 64) -> StationaryPoint
     Every cell of an n × n lattice on whose corners both components change sign starts one search; searches that leave
     the square or do not converge are dropped, those that meet are merged. The lattice must resolve the field: double n
     to see. Where the field points outwards all around the square, minima − saddles + maxima = 1 is a further check.
+
+    Raises:
+        ValueError: span not in (0, ∞), n below 2 or not whole.
     """
+    _check_span(span)
+    if at_least_one("n", n) < 2:
+        raise ValueError(f"n is {n}; a lattice needs at least 2")
     axis = torch.linspace(-span, span, n, dtype=torch.float64)
     spacing = 2 * span / (n - 1)
     corners = field(torch.cartesian_prod(axis, axis).flip(-1)).reshape(n, n, 2)
@@ -204,6 +219,11 @@ def stationary_points(field: Field, span: float, n: int = 64) -> StationaryPoint
     repeats = torch.cdist(x, x).lt(1e-3 * spacing).tril(-1).any(-1)
     x = x[~repeats]
     return StationaryPoints(x, (torch.linalg.eigvals(_jacobian(field, x, spacing)).real < 0).sum(-1))
+
+
+def _check_span(span: float) -> None:
+    if not 0 < span < math.inf:
+        raise ValueError(f"span is {span}; it must be > 0 and finite")
 
 
 def _jacobian(field: Field, x: Tensor, spacing: float) -> Tensor:

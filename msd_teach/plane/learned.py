@@ -9,14 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..files import save_atomically
-from ..tensors import noise_like, per_item
+from ..files import Checkpoint
+from ..tensors import at_least_one, noise_like, per_item
 from .mixture import GaussianMixture
 
 SIGMA_DATA = 0.5  # standard deviation that the network expects of the data, an axis
@@ -42,8 +42,7 @@ class LearnedDenoiser(nn.Module):
 
     def __init__(self, dimensions: int = 2, width: int = 64, generator: torch.Generator | None = None):
         super().__init__()
-        if dimensions < 1 or width < 1:
-            raise ValueError(f"dimensions, width are {dimensions}, {width}; they must be at least 1")
+        dimensions, width = at_least_one("dimensions", dimensions), at_least_one("width", width)
         self.dimensions = dimensions
         inputs = [dimensions + 2] + [width] * LAYERS
         self.weights = nn.ParameterList(torch.randn(width, n, generator=generator) for n in inputs)
@@ -107,7 +106,8 @@ def train_denoiser(
     not been, a finished one is only loaded.
 
     Raises:
-        ValueError: width, iterations or batch below 1; a file in the cache that is of another training.
+        ValueError: width, iterations or batch below 1 or not whole; a file in the cache that is damaged or of another
+            training.
         FloatingPointError: the loss is not finite; names the iteration. The last checkpoint stays.
     """
     *_, last = training(density, width, iterations, batch, seed, cache)
@@ -123,30 +123,31 @@ def training(
     cache: str | os.PathLike[str] | None = None,
 ) -> Iterator[TrainingInfo]:
     """`train_denoiser` step by step: a generator of a record every 512 iterations and at the end."""
-    for name, count in (("width", width), ("iterations", iterations), ("batch", batch)):
-        if count < 1:
-            raise ValueError(f"{name} is {count}; it must be at least 1")
-    identity = f"{_digest(density)}-width{width}-iterations{iterations}-batch{batch}-seed{seed}-recipe{RECIPE}"
-    state = _State(identity, density.means.shape[1], width, seed)
-    return _train(state, density, iterations, batch, None if cache is None else Path(cache).expanduser())
+    counts = {"width": width, "iterations": iterations, "batch": batch}
+    counts = {name: at_least_one(name, count) for name, count in counts.items()}
+    identity = {"density": _digest(density)} | counts | {"seed": int(seed), "recipe": RECIPE}
+    return _train(density, identity, None if cache is None else Path(cache).expanduser())
 
 
-def _train(
-    state: _State, density: GaussianMixture, iterations: int, batch: int, cache: Path | None
-) -> Iterator[TrainingInfo]:
-    path = cache / f"{state.identity}.pt" if cache else None
-    if path is not None and path.exists():
-        state.load(path)
-        yield TrainingInfo(state.iteration, math.nan, copy.deepcopy(state.average))
+def _train(density: GaussianMixture, identity: dict[str, Any], cache: Path | None) -> Iterator[TrainingInfo]:
+    iterations, batch = identity["iterations"], identity["batch"]
+    state = _State(density.means.shape[1], identity["width"], identity["seed"])
+    checkpoint = None
+    if cache is not None:
+        name = "-".join(f"{name}{value}" for name, value in identity.items())
+        checkpoint = Checkpoint(cache / f"{name}.pt", identity, **state.parts())
+        if kept := checkpoint.load():
+            state.iteration = kept["iteration"]
+            yield TrainingInfo(state.iteration, math.nan, copy.deepcopy(state.average))
     while state.iteration < iterations:
         with _one_thread():
-            pool = _exact_scores(density, -(-ROUND * batch // REUSE), state.generator)
+            pool = training_points(density, -(-ROUND * batch // REUSE), state.generator)
             losses = []
             for _ in range(min(ROUND, iterations - state.iteration)):
                 pick = torch.randint(len(pool), (batch,), generator=state.generator)
                 losses.append(state.step(pool[pick]))
-        if path is not None:
-            state.save(path)
+        if checkpoint is not None:
+            checkpoint.save(iteration=state.iteration)
         yield TrainingInfo(state.iteration, math.fsum(losses) / len(losses), copy.deepcopy(state.average))
 
 
@@ -161,7 +162,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _exact_scores(density: GaussianMixture, count: int, generator: torch.Generator) -> Tensor:
+def training_points(density: GaussianMixture, count: int, generator: torch.Generator) -> Tensor:
     """`count` or a few more training points in float32, each a row of z (d), σ (1) and ∇ log p_σ(z) (d)."""
     each = -(-count // LEVELS)
     y = density.sample(LEVELS * each, generator=generator).unflatten(0, (LEVELS, each))
@@ -172,10 +173,10 @@ def _exact_scores(density: GaussianMixture, count: int, generator: torch.Generat
 
 
 class _State:
-    """All that a training is, and what a checkpoint keeps of it."""
+    """All that a training changes."""
 
-    def __init__(self, identity: str, dimensions: int, width: int, seed: int):
-        self.identity, self.iteration = identity, 0
+    def __init__(self, dimensions: int, width: int, seed: int):
+        self.iteration = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.network = LearnedDenoiser(dimensions, width, self.generator)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
@@ -198,22 +199,9 @@ class _State:
         follow(self.average, self.network, self.iteration)
         return total
 
-    def save(self, path: Path) -> None:
-        """Keeps the state, unless another process has come further."""
-        if path.exists() and torch.load(path, weights_only=True)["iteration"] > self.iteration:
-            return
-        parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
-        numbers = {"identity": self.identity, "iteration": self.iteration, "generator": self.generator.get_state()}
-        save_atomically(parts | numbers, path)
-
-    def load(self, path: Path) -> None:
-        kept = torch.load(path, weights_only=True)
-        if kept["identity"] != self.identity:
-            raise ValueError(f"checkpoint {path} is of another training, {kept['identity']}; delete it")
-        for name in ("network", "average", "optimizer"):
-            getattr(self, name).load_state_dict(kept[name])
-        self.generator.set_state(kept["generator"])
-        self.iteration = kept["iteration"]
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint keeps, beside the iteration."""
+        return {name: getattr(self, name) for name in ("network", "average", "optimizer", "generator")}
 
 
 def power_exponent(width: float) -> float:
@@ -241,5 +229,5 @@ def follow(average: nn.Module, network: nn.Module, iteration: int) -> None:
 
 
 def _digest(density: GaussianMixture) -> str:
-    parts = (density.weights, density.means, density.covariances)
-    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
+    parts = [part.detach().numpy().tobytes() for part in (density.weights, density.means, density.covariances)]
+    return hashlib.sha256(b"".join([str(density.means.shape).encode(), *parts])).hexdigest()[:16]

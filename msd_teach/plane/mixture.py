@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..tensors import noise_like, per_item
+from ..tensors import at_least_one, noise_like, per_item
 
 TABLE = 2**18  # values of a (points, components) table held at once: 2 MiB, what a core's cache holds
 
@@ -19,16 +20,15 @@ class GaussianMixture:
     `weights` (K,) are normalised to sum to one; `means` (K, d) and `covariances` (K, d, d) keep these names. Points
     have shape (*batch, d); sigma is a number or a tensor whose shape is a prefix of theirs. Arithmetic is in float64
     (the precision matrices of thin components exhaust float32), in tables of bounded size; results have the dtype and
-    device of the input.
+    device of the input; what describes the mixture lies on the CPU.
 
     Raises:
         ValueError: shapes that do not fit, weights ≤ 0, covariances that are not symmetric positive definite.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
-        known = isinstance(covariances, Tensor) and covariances.is_floating_point()
-        rounding = torch.finfo(covariances.dtype).eps if known else 1e-9
-        weights, means, covariances = (torch.as_tensor(t, dtype=torch.float64) for t in (weights, means, covariances))
+        covariances, rounding = doubles("covariances", covariances)
+        (weights, _), (means, _) = doubles("weights", weights), doubles("means", means)
         _check(weights, means, covariances, asymmetry=max(1e-9, 4 * means.shape[-1:].numel() * rounding))
         covariances = (covariances + covariances.mT) / 2
         self.weights, self.means, self.covariances = weights / weights.sum(), means, covariances
@@ -41,6 +41,7 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """log p_σ(x) in nats: (*batch, d) to (*batch,)."""
+        self._check_points(x)
         parts = [self._log_joint(y, s).logsumexp(-1) for y, s in self._rows(x, sigma)]
         return torch.cat(parts).to(x.dtype).reshape(x.shape[:-1])
 
@@ -53,7 +54,8 @@ class GaussianMixture:
         return self._expect(z, sigma, lambda e, s: e / (e + s**2), keep_mean=True)
 
     def sample(self, n: int, sigma: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws from p_σ, (n, d) in float64."""
+        """n independent draws from p_σ, (n, d) in float64 on the CPU; ValueError for an n that is not 1, 2, …"""
+        n = at_least_one("n", n)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         level = per_item(sigma, self.means)
         scaled = (self._variances[k] + level**2).sqrt() * noise_like(self.means[k], generator)
@@ -69,7 +71,7 @@ class GaussianMixture:
 
         Weights ∝ w_k N(x; μ_k, Σ_k + λ²I), precisions Σ_k⁻¹ + I/λ²; components whose weight underflows are left out.
         """
-        x = torch.as_tensor(x, dtype=torch.float64)
+        x, _ = doubles("x", x)
         if x.shape != self.means.shape[1:]:
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be one point, {tuple(self.means.shape[1:])}")
         λ = per_item(bandwidth, x[0], "bandwidth", positive=True)
@@ -82,11 +84,16 @@ class GaussianMixture:
         alive = weights > 0
         return GaussianMixture(weights[alive], means[alive], covariances[alive])
 
+    def _check_points(self, x: Tensor) -> None:
+        d = self.means.shape[1]
+        if not isinstance(x, Tensor):
+            raise ValueError(f"points are a {type(x).__name__}; they must be a torch tensor (*batch, {d})")
+        if x.shape[-1:] != (d,) or not x.is_floating_point():
+            raise ValueError(f"points have shape {tuple(x.shape)}, {x.dtype}; their last axis must be {d}, of floats")
+
     def _rows(self, x: Tensor, sigma: float | Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Slices of x − centre as (m, d) float64 with their σ: () where all points share one, else (m, 1, 1)."""
         K, d = self.means.shape
-        if x.shape[-1:] != (d,) or not x.is_floating_point():
-            raise ValueError(f"points have shape {tuple(x.shape)}, {x.dtype}; their last axis must be {d}, of floats")
         points = x.double() - self._centre.to(x.device)
         level = per_item(sigma, points)
         if level.ndim and level.shape[-1] != 1:
@@ -118,6 +125,7 @@ class GaussianMixture:
         self, x: Tensor, sigma: float | Tensor, gain: Callable[[Tensor, Tensor], Tensor], keep_mean: bool
     ) -> Tensor:
         """Σ_k p(k|x) [μ_k (if kept) + Q diag(gain(e, σ)) Qᵀ (x − μ_k)]."""
+        self._check_points(x)
         _, μ, e, Q = self._on(x.device)
         parts = []
         for y, s in self._rows(x, sigma):
@@ -135,6 +143,17 @@ class GaussianMixture:
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         return tuple(t.to(device) for t in (self.weights, self.means - self._centre, self._variances, self._axes))
+
+
+def doubles(name: str, values: object) -> tuple[Tensor, float]:
+    """Real numbers as float64 on the CPU, and the rounding of the type that they came in."""
+    try:
+        t = values.cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {values!r}; it must be numbers") from error
+    if t.is_complex():
+        raise ValueError(f"{name} has dtype {t.dtype}; it must be real")
+    return t.to(torch.float64, copy=True), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
 
 
 def _residuals(Q: Tensor, y: Tensor, μ: Tensor) -> Tensor:
@@ -156,8 +175,8 @@ def _check(weights: Tensor, means: Tensor, covariances: Tensor, asymmetry: float
     for name, t in (("weights", weights), ("means", means), ("covariances", covariances)):
         if not t.isfinite().all():
             raise ValueError(f"{name} contains {t[~t.isfinite()][0].item()}; all values must be finite")
-    if not (weights > 0).all():
-        raise ValueError(f"weights contains {weights.min().item()}; every weight must be > 0")
+    if not (weights > 0).all() or weights.sum().isinf():
+        raise ValueError(f"weights contains {weights.min().item()}; every weight must be > 0, their sum finite")
     largest = covariances.abs().amax((1, 2))
     k = int(((covariances - covariances.mT).abs().amax((1, 2)) - asymmetry * largest).argmax())
     if not torch.allclose(covariances[k], covariances[k].mT, rtol=0, atol=asymmetry * float(largest[k])):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..files import cache_folder, save_atomically
+from ..files import cache_folder, load, save_atomically
+from ..tensors import at_least_one
 from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
 
 WORLD = 1  # raise it whenever renders change: what older worlds left in the cache is then ignored
@@ -42,11 +43,11 @@ def load_renders(split: str, count: int) -> Renders:
     """The first `count` examples of a split ("train", "judge" or "test"), rendered now where the cache lacks them.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split, a count below 1, or a damaged file in the cache; names it.
     """
     if split not in SEEDS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SEEDS)}")
-    shards = range(-(-count // SHARD))
+    shards = range(-(-at_least_one("count", count) // SHARD))
     parts = [_shard(split, number) for number in tqdm(shards, f"{split} renders", mininterval=5)]
     tensors = [torch.cat([part[i] for part in parts])[:count] for i in range(7)]
     captions = [caption for part in parts for caption in part.captions][:count]
@@ -57,7 +58,7 @@ def _shard(split: str, number: int) -> Renders:
     path = cache_folder("pocket") / f"renders-{WORLD}" / f"{split}-{number:04d}.pt"
     if not path.exists():
         save_atomically(tuple(_draw(split, number)), path)
-    return Renders(*torch.load(path, weights_only=True))
+    return Renders(*load(path))
 
 
 def _draw(split: str, number: int) -> Renders:

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import save_atomically
+from ..files import Checkpoint
+from ..tensors import at_least_one
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,6 +33,10 @@ class Plan:
     seed: int = 0
     checkpoint_every: int = 250
     sheet_every: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "warmup", "checkpoint_every", "sheet_every"):
+            at_least_one(name, getattr(self, name))
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
@@ -59,11 +64,12 @@ def fit(
     """Train a network, or go on where `folder/checkpoint.pt` left off.
 
     `loss(network, index, generator)` gives the mean loss over the examples `index` (a batch, on the CPU); it may
-    return a tensor on any device. All chance of a step comes from its own seeded generator, so a resumed run takes
-    the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do so far.
+    return a tensor on any device. All chance of a step comes from (seed, step) alone, torch's own stream included, so
+    a resumed run takes the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do
+    so far.
 
     Raises:
-        ValueError: a checkpoint that does not belong to this network.
+        ValueError: a checkpoint of another network, plan or number of examples, or a damaged one; names it.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     from accelerate import Accelerator  # imports half of the training stack: only where one trains
@@ -72,23 +78,19 @@ def fit(
     network.to(accelerator.device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.weight_decay)
-    start, seconds = 0, 0.0
-    path = folder / "checkpoint.pt"
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=accelerator.device)
-        try:
-            network.load_state_dict(state["network"])
-            average.load_state_dict(state["average"])
-        except RuntimeError as error:
-            raise ValueError(f"checkpoint {path} is of another {name}; delete it to start anew") from error
-        optimizer.load_state_dict(state["optimizer"])
-        start, seconds = state["step"], state["seconds"]
+    settings = {"stage": name, "examples": examples} | asdict(plan)
+    del settings["checkpoint_every"], settings["sheet_every"]  # how often one looks changes nothing
+    parts = {"network": network, "average": average, "optimizer": optimizer}
+    checkpoint = Checkpoint(folder / "checkpoint.pt", settings, **parts)
+    kept = checkpoint.load() or {"step": 0, "seconds": 0.0}
+    start, seconds = kept["step"], kept["seconds"]
     prepared, stepper = accelerator.prepare(network, optimizer)
     bar = tqdm(range(start, plan.steps), name, initial=start, total=plan.steps, mininterval=10)
     smooth = math.nan
     for step in bar:
         clock = time.perf_counter()
         generator = torch.Generator().manual_seed(1_000_003 * plan.seed + step)
+        torch.manual_seed(2**40 + 1_000_003 * plan.seed + step)  # of dropout, which takes no generator
         index = torch.randint(examples, (plan.batch,), generator=generator)
         for group in stepper.param_groups:
             group["lr"] = plan.rate_at(step)
@@ -106,16 +108,7 @@ def fit(
         seconds += time.perf_counter() - clock
         done = step + 1
         if done % plan.checkpoint_every == 0 or done == plan.steps:
-            save_atomically(
-                {
-                    "step": done,
-                    "seconds": seconds,
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
-                path,
-            )
+            checkpoint.save(step=done, seconds=seconds)
         if sheet and (done % plan.sheet_every == 0 or done == plan.steps):
             sheet(average.eval(), folder / f"sheet-{done:06d}.png")
     return Trained(average.cpu().eval(), seconds)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..files import cache_folder, save_atomically
+from ..files import cache_folder, load, save_atomically
 from .clip import LENGTH, tokens
 from .data import load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
@@ -128,7 +128,7 @@ def encode_all(autoencoder: AutoencoderKL, renders: int, folder: Path) -> tuple[
         weights.update(p.detach().cpu().numpy().tobytes())
     mark = [renders, weights.hexdigest()]
     if path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept = load(path)
         if kept["mark"] == mark:
             return kept["mean"], kept["std"], data.captions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

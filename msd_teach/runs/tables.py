@@ -8,31 +8,32 @@ Rows are computed cheapest first and kept in a cache, one file each, so that a k
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser, IdealDenoiser, counted
-from ..distill import distill
 from ..files import cache_folder
 from ..measure import plane as metrics
 from ..plane import densities, learned
 from ..plane.learned import train_denoiser
 from ..plane.mixture import GaussianMixture
+from ..plane.points import distill_points
 from ..sampling import karras_sigmas, sample
 from ..schedules import annealed, dreamfusion_weight, linear, uniform_sigma, uniform_time, unit_weight
 from ..targets import MSD, SDI, SDS, MeanShift, Method, Target
 from ..tensors import noise_like
 from . import records
-from .records import Record
+from .records import Record, Table
 
-RECIPE = 1  # raise it whenever a figure of the tables moves: cached and stored rows of older recipes are ignored
+RECIPE = (
+    0 + learned.RECIPE
+)  # raise the 0 whenever a figure moves: rows of older recipes, cached or stored, do not count
 DENSITIES = {"fractal": densities.fractal, "spiral": densities.spiral, "pinwheel": densities.pinwheel}
 REFERENCE = 4000  # points of the density that precision, recall and MMD compare with
 RATE = 0.08  # of Adam
@@ -155,10 +156,8 @@ def final_points(row: Row, denoise: Denoiser, sizes: Sizes) -> tuple[Tensor, int
         denoise = counted(denoise)
         *_, y = sample(denoise, float(DDIM[0]) * torch.randn(x.shape, generator=generator), DDIM, "euler")
         return y, denoise.calls
-    x.requires_grad_()
-    method, optimizer = METHODS[row.method](row.samples), torch.optim.Adam([x], RATE)
-    *_, last = distill(lambda _: x, optimizer, denoise, method, sizes.steps, generator=generator)
-    return x.detach(), last.calls
+    *_, (y, last) = distill_points(x, denoise, METHODS[row.method](row.samples), sizes.steps, RATE, generator)
+    return y, last.calls
 
 
 def judge(x: Tensor, density: GaussianMixture, seed: int) -> dict[str, float]:
@@ -201,42 +200,14 @@ COMPUTE = {"table1": table1, "table2": table2}
 ROWS = {"table1": table1_rows, "table2": table2_rows}
 
 
-def key(row: Row, sizes: Sizes) -> list[Any]:
-    """All that a row's figures depend on."""
-    return [row._asdict(), _about(sizes), learned.RECIPE if row.denoiser == "learned" else 0]
-
-
-def _about(sizes: Sizes) -> Record:
-    return sizes._asdict() | {"reference": REFERENCE, "recipe": RECIPE}
-
-
-def stored(table: str, sizes: Sizes, folder: Path) -> dict[Row, Record]:
-    """The rows of folder/table.json, if there is one of these sizes and this recipe."""
-    path = folder / f"{table}.json"
-    file = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    rows = file["rows"] if file.get("sizes") == _about(sizes) else []
-    return {Row(**{name: row[name] for name in Row._fields}): row for row in rows}
-
-
-def compute(table: str, rows: Sequence[Row], sizes: Sizes, folder: Path) -> None:
-    """Computes the rows that neither folder/table.json nor the cache has, and says which."""
-    known = stored(table, sizes, folder)
-    wanted = [row for row in rows if row not in known and not records.place(table, key(row, sizes)).exists()]
-    for count, row in enumerate(wanted, start=1):
-        what = f"{row.density}, {row.denoiser}: {row.method}, N = {row.samples}, seed {row.seed}"
-        print(f"{table} {count}/{len(wanted)}: {what}", flush=True)
-        records.cached(table, key(row, sizes), lambda row=row: row._asdict() | COMPUTE[table](row, sizes))
-
-
-def write(table: str, rows: Sequence[Row], sizes: Sizes, folder: Path, command: str) -> Path:
-    """Adds the cached rows to folder/table.json; `missing` counts those asked for that it still lacks."""
-    files = {row: records.place(table, key(row, sizes)) for row in rows}
-    found = {row: json.loads(file.read_text("utf-8")) for row, file in files.items() if file.exists()}
-    found |= {row: record for row, record in stored(table, sizes, folder).items() if row not in found}
-    missing = sum(row not in found for row in rows)
-    path = folder / f"{table}.json"
-    records.write(path, {"command": command, "missing": missing, "sizes": _about(sizes)}, list(found.values()))
-    return path
+def table(name: str, sizes: Sizes, folder: Path = records.RESULTS) -> Table:
+    """Table "table1" or "table2", to be filled and written."""
+    return Table(
+        name,
+        {"sizes": sizes._asdict() | {"reference": REFERENCE, "recipe": RECIPE}},
+        lambda row: COMPUTE[name](Row(**row), sizes),
+        folder,
+    )
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -189,6 +189,12 @@ P = normal([0, 0], [[1, 0], [0, 1]])
         (lambda: precision_recall(X, X[:, :1]), r"reference has shape \(6, 1\).* must be \(n, 2\)"),
         (lambda: precision_recall(X, X.round().long()), r"reference .* torch.int64; .* of floats"),
         (lambda: precision_recall(X, X * NAN), "reference contains nan"),
+        (lambda: precision_recall(X.numpy(), X), "generated is a ndarray; it must be a torch tensor"),  # pyright: ignore
+        (lambda: efficiency(G[None].numpy(), G, 1), "estimates is a ndarray"),  # pyright: ignore
+        (
+            lambda: efficiency(G[None].to(torch.complex128), G, 1),
+            "estimates has shape .* torch.complex128; .* of floats",
+        ),
         (lambda: precision_recall(X, X, k=0), "k is 0; it must be a whole number, at least 1"),
         (lambda: precision_recall(X, X, k=2.5), "k is 2.5"),  # pyright: ignore[reportArgumentType]
         (lambda: mmd2(X[:1], X), r"x has shape \(1, 2\).* n >= 2"),

@@ -90,3 +90,21 @@ def test_image_points_follow_the_grey_levels():
 def test_images_without_a_density_are_refused(image):
     with pytest.raises(ValueError, match=r"image has shape .* it must be"):
         image_density(image, 10)
+
+
+def test_pictures_in_any_form_and_whole_counts():
+    image = np.array([[0.0, 1.0], [2.0, 3.0]])
+    first, *others = (
+        image_density(kind, 9, torch.Generator().manual_seed(0))  # pyright: ignore[reportArgumentType]
+        for kind in (image, image.tolist(), image.astype(np.uint8), torch.tensor(image, requires_grad=True))
+    )
+    assert all(torch.equal(first, other) for other in others)
+    for call, message in (
+        (lambda: image_density(image, 5.0), "n is 5.0; it must be a whole number, at least 1"),  # pyright: ignore
+        (lambda: image_density(image * 1j, 5), "image has dtype torch.complex128; it must be real"),
+        (lambda: spiral(0), "components is 0"),
+        (lambda: pinwheel(1), "components is 1; a vane needs at least 2"),
+        (lambda: checkerboard(2.5), "components is 2.5; it must be a whole number"),  # pyright: ignore
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -227,7 +227,7 @@ def test_shape_and_dtype_follow(dtype):
             lambda: sds_potential(random_mixture(0, dimension=3), torch.zeros(2)),
             "3 dimensions; points and mixture must be 2-D",
         ),
-        (lambda: sds_field(MIXTURE, torch.zeros(2), levels=0), "levels is 0; it must be at least 1"),
+        (lambda: sds_field(MIXTURE, torch.zeros(2), levels=0), "levels is 0; it must be a whole number, at least 1"),
         (lambda: mean_shift_potential(MIXTURE, torch.zeros(2), 0.0), r"bandwidth is 0\.0; it must be > 0"),
         (lambda: least_squares_potential(torch.zeros(4, 2), 0.1), r"field has shape \(4, 2\)"),
         (lambda: least_squares_potential(torch.zeros(1, 4, 2), 0.1), r"field has shape \(1, 4, 2\)"),
@@ -235,6 +235,14 @@ def test_shape_and_dtype_follow(dtype):
         (lambda: least_squares_potential(torch.zeros(4, 4, 2), 0.0), r"spacing is 0\.0; it must be > 0"),
         (lambda: interpolate(torch.zeros(3, 3, 2), 1.0), r"field has shape \(3, 3, 2\)"),
         (lambda: interpolate(torch.zeros(4, 5, 2), 1.0), r"field has shape \(4, 5, 2\)"),
+        (lambda: interpolate(torch.full((4, 4, 2), math.nan), 1.0), "finite"),
+        (lambda: interpolate(torch.zeros(4, 4, 2), math.nan), "span is nan; it must be > 0 and finite"),
+        (lambda: stationary_points(MIXTURE.score, -1.0), "span is -1.0; it must be > 0 and finite"),
+        (lambda: stationary_points(MIXTURE.score, 1.0, 8.0), "n is 8.0; it must be a whole number"),  # pyright: ignore
+        (lambda: stationary_points(MIXTURE.score, 1.0, 1), "n is 1; a lattice needs at least 2"),
+        (lambda: sds_field(MIXTURE, np.zeros((3, 2))), "x is a ndarray; it must be a torch tensor of floats"),  # pyright: ignore
+        (lambda: sds_potential(MIXTURE, torch.full((1, 2), math.nan)), "x contains nan; all values must be finite"),
+        (lambda: mean_shift_potential(MIXTURE, np.zeros((3, 2)), 0.1), "x is a ndarray"),  # pyright: ignore
     ],
 )
 def test_bad_input_is_refused(call, message):

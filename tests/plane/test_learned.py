@@ -1,5 +1,6 @@
 """The toy network: what it computes, how its weights are averaged, and that an interrupted training changes nothing."""
 
+import itertools
 import math
 
 import pytest
@@ -8,8 +9,9 @@ from reference import random_mixture
 from torch.nn.functional import silu
 
 from msd_teach import GaussianMixture, LearnedDenoiser, eight_gaussians, guided, karras_sigmas, sample, train_denoiser
+from msd_teach.files import load
 from msd_teach.plane import learned
-from msd_teach.plane.learned import follow, power_exponent, training
+from msd_teach.plane.learned import follow, power_exponent, training, training_points
 
 
 def some_network(dimensions: int = 2, width: int = 16) -> LearnedDenoiser:
@@ -62,10 +64,8 @@ def test_untrained_network_is_a_gaussian_denoiser():
     assert torch.equal(network(z, 0.0), z)
 
 
-def test_layers_keep_the_magnitude():
-    first, *_ = (learned._unit_rows(w) for w in LearnedDenoiser(62, 400, torch.Generator().manual_seed(0)).weights)
-    x = draw(1, 4000, 64, kind=torch.float32)
-    assert abs((x @ first.mT).square().mean() - 1) < 0.01
+def test_the_activation_keeps_the_magnitude():
+    x = draw(1, 200_000, kind=torch.float32)
     assert abs((silu(x) / learned.SILU_GAIN).square().mean() - 1) < 0.01
 
 
@@ -113,9 +113,9 @@ def test_bad_points_are_refused(z, sigma, message):
 
 
 def test_bad_settings_are_refused():
-    for name in ("width", "iterations", "batch"):
-        with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
-            train_denoiser(density=eight_gaussians(), **{name: 0})  # pyright: ignore[reportArgumentType]
+    for name, count in (("width", 0), ("iterations", 1e2), ("batch", 8.5), ("batch", True)):
+        with pytest.raises(ValueError, match=f"{name} is {count}; it must be a whole number, at least 1"):
+            train_denoiser(density=eight_gaussians(), **{name: count})  # pyright: ignore[reportArgumentType]
     for width in (0.0, 0.3, math.nan):
         with pytest.raises(ValueError, match=r"width is .*; it must be > 0 and below 0.2887"):
             power_exponent(width)
@@ -155,20 +155,19 @@ def test_seeds_decide(quick):
 def test_interrupted_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypatch, interrupted_at):
     density = random_mixture(0)
     whole = list(training(density, cache=tmp_path / "whole", **quick))
-    step = learned._State.step
 
-    def failing(state, rows):
-        if state.iteration == interrupted_at:
+    def failing(average, network, iteration):
+        if iteration == interrupted_at:
             raise KeyboardInterrupt
-        return step(state, rows)
+        follow(average, network, iteration)
 
-    monkeypatch.setattr(learned._State, "step", failing)
+    monkeypatch.setattr(learned, "follow", failing)
     with pytest.raises(KeyboardInterrupt):
         train_denoiser(density, cache=tmp_path / "parts", **quick)
-    monkeypatch.setattr(learned._State, "step", step)
+    monkeypatch.setattr(learned, "follow", follow)
     resumed = list(training(density, cache=tmp_path / "parts", **quick))
-    assert [info.iteration for info in resumed] == [info.iteration for info in whole][interrupted_at // 8 - 1 :]
-    kept = [torch.load(next((tmp_path / name).iterdir()), weights_only=True) for name in ("whole", "parts")]
+    assert [info.iteration for info in resumed] == [info.iteration for info in whole][(interrupted_at - 1) // 8 - 1 :]
+    kept = [load(next((tmp_path / name).iterdir())) for name in ("whole", "parts")]
     assert kept[0].pop("identity") == kept[1].pop("identity")
     torch.testing.assert_close(*kept, rtol=0, atol=0)
     torch.testing.assert_close(*(run[-1].denoiser.state_dict() for run in (whole, resumed)), rtol=0, atol=0)
@@ -177,7 +176,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(quick, tmp_path, monkeypat
 def test_finished_training_is_only_loaded(quick, tmp_path, monkeypatch):
     density = random_mixture(0)
     trained = train_denoiser(density, cache=tmp_path, **quick)
-    monkeypatch.setattr(learned._State, "step", None)
+    monkeypatch.setattr(learned, "follow", None)
     loaded = train_denoiser(density, cache=tmp_path, **quick)
     torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -198,23 +197,30 @@ def test_checkpoint_under_a_wrong_name_is_refused(quick, tmp_path):
         train_denoiser(density, cache=tmp_path, **quick)
     first, second = tmp_path.iterdir()
     first.replace(second)
-    with pytest.raises(ValueError, match=r"checkpoint .* is of another training, .*; delete it"):  # noqa: PT012
+    with pytest.raises(ValueError, match=r"checkpoint .* is of other settings: density was "):  # noqa: PT012
         train_denoiser(a, cache=tmp_path, **quick)
         train_denoiser(b, cache=tmp_path, **quick)
 
 
 def test_loss_that_is_not_finite_stops_the_training(quick, tmp_path, monkeypatch):
-    step = learned._State.step
+    density, calls = random_mixture(0), itertools.count()
 
-    def poisoned(state, rows):
-        rows[:, 3:] *= math.nan if state.iteration == 9 else 1.0
-        return step(state, rows)
+    def poisoned(z, sigma):
+        return type(density).score(density, z, sigma) * (math.nan if next(calls) >= learned.LEVELS else 1.0)
 
-    monkeypatch.setattr(learned._State, "step", poisoned)
-    with pytest.raises(FloatingPointError, match="the loss is nan at iteration 10"):
-        train_denoiser(random_mixture(0), cache=tmp_path, **quick)
+    monkeypatch.setattr(density, "score", poisoned)  # from the second round on
+    with pytest.raises(FloatingPointError, match="the loss is nan at iteration 9"):
+        train_denoiser(density, cache=tmp_path, **quick)
     (checkpoint,) = tmp_path.iterdir()
-    assert torch.load(checkpoint, weights_only=True)["iteration"] == 8
+    assert load(checkpoint)["numbers"] == {"iteration": 8}
+
+
+def test_a_damaged_checkpoint_is_named(quick, tmp_path):
+    train_denoiser(random_mixture(0), cache=tmp_path, **quick)
+    (checkpoint,) = tmp_path.iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{checkpoint.name} is damaged .*; delete it to start anew"):
+        train_denoiser(random_mixture(0), cache=tmp_path, **quick)
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.15])
@@ -241,7 +247,7 @@ def test_average_has_its_closed_form():
 
 def test_noise_levels_and_scores_of_the_training_points():
     density, generator = random_mixture(3, dimension=3), torch.Generator().manual_seed(0)
-    rows = learned._exact_scores(density, 20_000, generator)
+    rows = training_points(density, 20_000, generator)
     z, sigma, score = rows.double().split([3, 1, 3], dim=1)
     torch.testing.assert_close(score, density.score(z, sigma), rtol=1e-3, atol=1e-3 / float(sigma.min()))
     assert len(rows) >= 20_000

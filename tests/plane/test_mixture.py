@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -191,6 +192,64 @@ def test_bad_calls_are_refused_by_name():
         mixture.product(torch.zeros(2), 0)
     with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be one point, \(2,\)"):
         mixture.product(x, 1.0)
+
+
+def test_lists_and_arrays_describe_a_mixture_to_their_last_digit():
+    weights, means, covariances = [0.1, 0.3], [[0.1, 0.2], [1 / 3, 2.0]], [[[0.3, 0.1], [0.1, 0.2]]] * 2
+    x = draw(0, 4, 2)
+    kinds = [np.asarray(part) for part in (weights, means, covariances)]
+    listed, arrays = GaussianMixture(weights, means, covariances), GaussianMixture(*kinds)  # pyright: ignore
+    tensors = GaussianMixture(*(torch.as_tensor(part) for part in kinds))
+    assert torch.equal(listed.log_prob(x), tensors.log_prob(x))
+    assert torch.equal(arrays.log_prob(x), tensors.log_prob(x))
+    single = kinds[2].astype(np.float32)
+    single[0, 0, 1] = np.nextafter(single[0, 0, 1], np.float32(1))  # symmetric but for rounding
+    assert GaussianMixture(kinds[0], kinds[1], single).covariances.isfinite().all()  # pyright: ignore
+
+
+def test_a_mixture_keeps_its_own_numbers():
+    means = torch.zeros(1, 2, dtype=torch.float64)
+    mixture = GaussianMixture(torch.ones(1), means, eye[None])
+    means += 5
+    assert mixture.means.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.sample(1e4), r"n is 10000.0; it must be a whole number, at least 1"),
+        (lambda p: p.sample(0), "n is 0; it must be a whole number"),
+        (lambda p: p.log_prob(np.zeros((3, 2))), r"points are a ndarray; they must be a torch tensor \(\*batch, 2\)"),
+        (lambda p: p.denoise([[0.0, 0.0]], 0.1), "points are a list"),
+        (lambda p: p.score(torch.zeros(3, 2, dtype=torch.complex64)), "complex64; .* of floats"),
+        (
+            lambda p: p.product(torch.zeros(2, dtype=torch.complex64), 1.0),
+            "x has dtype torch.complex64; it must be real",
+        ),
+        (lambda p: GaussianMixture(p.weights, p.means + 0j, p.covariances), "means has dtype torch.complex128"),
+        (lambda p: GaussianMixture(p.weights, p.means, p.covariances * math.nan), "covariances contains nan"),
+        (
+            lambda p: GaussianMixture(p.weights * 0, p.means, p.covariances),
+            "weights contains 0.0; every weight must be",
+        ),
+        (lambda p: GaussianMixture(p.weights / 0, p.means, p.covariances), "weights contains inf"),
+        (lambda p: GaussianMixture(p.weights * 0 + 1e308, p.means, p.covariances), "their sum finite"),
+        (lambda p: GaussianMixture("abc", p.means, p.covariances), "weights is 'abc'; it must be numbers"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(random_mixture(0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_mixture_described_on_a_gpu_is_the_same():
+    mixture = random_mixture(0)
+    moved = GaussianMixture(*(part.cuda() for part in (mixture.weights, mixture.means, mixture.covariances)))
+    x = draw(0, 4, 2)
+    torch.testing.assert_close(moved.denoise(x.cuda(), 0.3).cpu(), mixture.denoise(x, 0.3))
+    torch.testing.assert_close(moved.product(x[0].cuda(), 0.3).means, mixture.product(x[0], 0.3).means)
+    assert moved.sample(3, generator=torch.Generator().manual_seed(0)).device.type == "cpu"
 
 
 def test_whole_numbers_are_numbers():

@@ -8,8 +8,10 @@ import json
 import re
 import shutil
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -22,9 +24,10 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from msd_teach.files import save_atomically
+from msd_teach.files import load
 from msd_teach.pocket import autoencoder, clip, data, evaluate, judge, train, training, unet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, WORDS, Prompt
+from msd_teach.runs import records
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "msd_teach" / "pocket" / "MODEL_CARD.md"
@@ -50,12 +53,19 @@ def line() -> nn.Linear:
     return nn.Linear(3, 1)
 
 
+def dropping(network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+    """A loss with chance that takes no generator."""
+    x = torch.stack([index, index**2, torch.ones_like(index)], 1) / 10.0
+    return (network(nn.functional.dropout(x)) - index[:, None]).square().mean()
+
+
 def line_loss(network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
     x = torch.stack([index, index**2, torch.ones_like(index)], 1) / 10.0
     return (network(x) - index[:, None] + 0.1 * torch.randn(len(index), 1, generator=generator)).square().mean()
 
 
-def test_a_run_killed_between_checkpoints_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", [line_loss, dropping])
+def test_a_run_killed_between_checkpoints_ends_where_an_unbroken_one_does(tmp_path: Path, loss: Callable) -> None:
     steps = 0
 
     def killed(network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,12 +73,12 @@ def test_a_run_killed_between_checkpoints_ends_where_an_unbroken_one_does(tmp_pa
         steps += 1
         if steps == 9:
             raise KeyboardInterrupt
-        return line_loss(network, index, generator)
+        return loss(network, index, generator)
 
-    whole = training.fit("line", line(), line_loss, 10, QUICK, tmp_path / "whole").network
+    whole = training.fit("line", line(), loss, 10, QUICK, tmp_path / "whole").network
     with pytest.raises(KeyboardInterrupt):
         training.fit("line", line(), killed, 10, QUICK, tmp_path / "broken")
-    resumed = training.fit("line", line(), line_loss, 10, QUICK, tmp_path / "broken").network
+    resumed = training.fit("line", line(), loss, 10, QUICK, tmp_path / "broken").network
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     again = training.fit("line", line(), killed, 10, QUICK, tmp_path / "broken").network  # finished: takes no step
@@ -82,21 +92,23 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_checkpoint(tmp_pa
 
     with pytest.raises(FloatingPointError, match="line: loss is nan at step 5"):
         training.fit("line", line(), breaks, 10, QUICK, tmp_path)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert load(tmp_path / "checkpoint.pt")["numbers"]["step"] == 5
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
     training.fit("line", line(), line_loss, 10, QUICK, tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint .* is of another plane; delete it"):
-        training.fit("plane", nn.Linear(5, 1), line_loss, 10, QUICK, tmp_path)
-
-
-def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "value.pt"
-    save_atomically([1.0], path)
-    with pytest.raises((AttributeError, TypeError, RuntimeError)):
-        save_atomically([torch.zeros(1000), lambda: None], path)
-    assert torch.load(path, weights_only=True) == [1.0]
+    other = replace(QUICK, batch=2, rate=5.0, seed=9)
+    message = r"of other settings: batch was 8 and is 2, rate was 0.05 and is 5.0, seed was 0 and is 9; delete it"
+    with pytest.raises(ValueError, match=message):
+        training.fit("line", line(), line_loss, 10, other, tmp_path)
+    with pytest.raises(ValueError, match="examples was 10 and is 11"):
+        training.fit("line", line(), line_loss, 11, QUICK, tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint .* is of another network; delete it"):
+        training.fit("line", nn.Linear(5, 1), line_loss, 10, QUICK, tmp_path)
+    often = replace(QUICK, checkpoint_every=1)  # changes nothing of what is learned
+    training.fit("line", line(), line_loss, 10, often, tmp_path)
+    with pytest.raises(ValueError, match=r"steps is 12.0; it must be a whole number"):
+        replace(QUICK, steps=12.0)
 
 
 def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
@@ -202,21 +214,6 @@ def test_the_noise_loss_vanishes_for_the_true_noise_and_weighs_as_min_snr_does()
     assert loss(0.0) == pytest.approx((weight * noise.square().mean((1, 2, 3))).mean().item(), rel=1e-4)
 
 
-def test_frechet_distance_of_gaussians_and_a_second_implementation() -> None:
-    linalg = pytest.importorskip("scipy.linalg")
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(400, 5, generator=generator, dtype=torch.float64) @ torch.randn(5, 5, generator=generator).double()
-    b = torch.randn(300, 5, generator=generator, dtype=torch.float64) + 0.5
-    product = torch.cov(a.T) @ torch.cov(b.T)
-    root = torch.as_tensor(linalg.sqrtm(product.numpy()).real)
-    expected = (a.mean(0) - b.mean(0)).square().sum() + (torch.cov(a.T) + torch.cov(b.T) - 2 * root).trace()
-    assert evaluate.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-8)
-    assert evaluate.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
-    assert evaluate.frechet_distance(a, a + 2.0) == pytest.approx(20.0)
-    with pytest.raises(ValueError, match="b has 5 features of 5 dimensions"):
-        evaluate.frechet_distance(a, b[:5])
-
-
 def test_shares_come_with_their_binomial_errors() -> None:
     truth = torch.zeros(100, 3, dtype=torch.long)
     found = truth.clone()
@@ -226,46 +223,6 @@ def test_shares_come_with_their_binomial_errors() -> None:
     assert figures["clear view"] == pytest.approx(50 / 89)
     assert (figures["kind error"], figures["colour error"]) == pytest.approx((0.04, 0.0))
     assert figures["clear view error"] == pytest.approx((50 * 39 / 89**3) ** 0.5)
-
-
-def test_the_bootstrap_interval_holds_the_distance_and_is_as_wide_as_its_spread() -> None:
-    """Plain quantiles would lie above it: drawing again adds noise, and noise adds distance."""
-    generator = torch.Generator().manual_seed(0)
-
-    def pair() -> tuple[Tensor, Tensor]:
-        return torch.randn(300, 20, generator=generator), torch.randn(300, 20, generator=generator) + 0.5
-
-    distances = torch.tensor([evaluate.frechet_distance(*pair()) for _ in range(100)])
-    a, b = pair()
-    low, high = evaluate.bootstrap(evaluate.frechet_distance, a, b)
-    assert low < evaluate.frechet_distance(a, b) < high
-    assert (high - low) / (4 * distances.std().item()) == pytest.approx(1.0, abs=0.3)
-
-
-def test_the_guidance_of_the_frechet_distance_is_chosen_on_other_captions_and_noise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Features are numbers and samples shifted by their guidance's distance from 1.5: the rest is bookkeeping."""
-    generator = torch.Generator().manual_seed(0)
-    renders = torch.randn(400, 3, generator=generator)
-    held_out = SimpleNamespace(captions=[f"caption {i}" for i in range(400)], pixels=lambda index: renders[index])
-    drawn: list[tuple[list[str], float, int]] = []
-
-    def draw(pipeline: object, prompts: list[str], guidance: float, seed: int) -> Tensor:
-        drawn.append((prompts, guidance, seed))
-        return torch.randn(len(prompts), 3, generator=generator) + abs(guidance - 1.5)
-
-    monkeypatch.setattr(evaluate, "draw", draw)
-    monkeypatch.setattr(evaluate, "picture_features", lambda network, x: x)
-    monkeypatch.setattr(evaluate, "PILOT", 100)
-    figures = evaluate.frechet_figures(None, None, held_out)  # type: ignore[arg-type]
-    *pilots, (captions, guidance, seed) = drawn
-    assert (captions, guidance) == (held_out.captions[:200], 1.5) and figures["guidance"] == 1.5
-    assert [len(prompts) for prompts, _, _ in pilots] == [100] * 4
-    assert all(other != seed and not set(prompts) & set(captions) for prompts, _, other in pilots)
-    assert figures["floor"] == evaluate.frechet_distance(renders[:200], renders[200:])
-    assert figures["ratio"] == figures["distance"] / figures["floor"]
-    assert figures["low"] < figures["distance"] < figures["high"] < figures["pilot, guidance 3"]
 
 
 def test_an_unfinished_or_unknown_stage_is_named(cache: Path) -> None:
@@ -360,7 +317,7 @@ def test_ddim_of_the_shipped_pipeline_is_our_euler(shipped: Path) -> None:
     n = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"guidance_scale": 3.0, "num_inference_steps": 20, "latents": n}
     want = pipeline(prompts, output_type="latent", **options).images
-    sigmas = prior.sigmas(20)
+    sigmas = prior.sigmas(20, ddim=True)
     *_, z = sample(prior.denoiser(prompts, scale=3.0), n * float((1 + sigmas[0] ** 2).sqrt()), sigmas, "euler")
     y = z / float((1 + sigmas[-1] ** 2).sqrt())  # DDIM takes its last state for clean
     assert (y - want).abs().max() <= 1e-4 * want.abs().max()
@@ -406,89 +363,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("pocket_model")
 
 
-FIGURES = {
-    "judge": {"kind": 0.99, "kind error": 0.002, "view": 0.9, "view error": 0.005},
-    "autoencoder": {"object dB": 24.96, "image dB": 30.0},
-    "samples, guidance 3": {"kind": 0.98, "kind error": 0.004, "colour": 0.95, "colour error": 0.007},
-    "Fréchet distance": {"ratio": 4.5, "guidance": 1.5, "distance": 0.09, "low": 0.08, "high": 0.1, "floor": 0.02},
-    "sample sheet": {"pictures": 120},
-}
-ABOUT = {
-    "command": "python benchmarks/pocket_model.py",
-    "machine": {"processor": "Abacus"},
-    "versions": {"torch": "2"},
-    "digest": "d0d0",
-    "sizes": {"samples": 10, "pictures": 20},
-    "seeds": {"noise": 0},
-}
-
-
-def test_a_killed_measurement_goes_on_after_its_last_section(script: ModuleType, tmp_path: Path) -> None:
-    def killed() -> evaluate.Figures:
-        raise KeyboardInterrupt
-
-    path, calls = tmp_path / "pocket.json", []
-
-    def section(name: str) -> evaluate.Figures:
-        calls.append(name)
-        return {"kind": 1.0}
-
-    with pytest.raises(KeyboardInterrupt):
-        script.measure({"judge": lambda: section("judge"), "CLIP": killed}, ABOUT, path)
-    assert json.loads(path.read_text()) == ABOUT | {"figures": {"judge": {"kind": 1.0}}}
-    both = {"judge": lambda: section("judge"), "CLIP": lambda: section("CLIP")}
-    record = script.measure(both, ABOUT, path)
-    assert calls == ["judge", "CLIP"]
-    assert record == json.loads(path.read_text()) and list(record["figures"]) == ["judge", "CLIP"]
-    for other in ({"digest": "e1e1"}, {"sizes": {"samples": 11, "pictures": 20}}, {"versions": {"torch": "3"}}):
-        calls.clear()
-        script.measure(both, ABOUT | other, path)
-        assert calls == ["judge", "CLIP"]
-
-
-def test_the_card_shows_figures_bars_and_verdicts(script: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "model").write_bytes(b"123")
-    (tmp_path / "SHA256SUMS").write_text("abc  unet/model\n")
-    record = {"steps": 5, "batch": 6, "renders": 7, "seconds": 8}
-    (tmp_path / "training.json").write_text(json.dumps({"unet": record}))
-    card = script.written(CARD.read_text(), ABOUT | {"figures": FIGURES}, tmp_path)
-    for row in (
-        "| judge | kind | 0.990 ± 0.002 | ≥ 0.98 | yes |",
-        "| judge | view | 0.900 ± 0.005 |  |  |",
-        "| autoencoder | object dB | 24.96 | ≥ 25 | no |",
-        "| autoencoder | image dB | 30 | ≥ 29 | yes |",
-        "| samples, guidance 3 | kind | 0.980 ± 0.004 | ≥ 0.93 (goal 0.97) | yes, the goal too |",
-        "| samples, guidance 3 | colour | 0.950 ± 0.007 | ≥ 0.93 (goal 0.97) | yes |",
-        "| Fréchet distance | ratio | 4.5 | ≤ 4 | no |",
-        "| Fréchet distance | distance | 0.09 (0.08 to 0.1) |  |  |",
-        "| unet | 5 | 6 | 7 | 8 |",
-        "| unet/model | 3 | `abc` |",
-    ):
-        assert row in card.splitlines()
-    assert "`d0d0`" in card and "not yet measured" not in card and "sample sheet" not in card
-    assert script.written(card, ABOUT | {"figures": FIGURES}, tmp_path) == card
-    with pytest.raises(ValueError, match="card has no <!-- figures -->"):
-        script.written("# A card", ABOUT | {"figures": FIGURES}, tmp_path)
-
-
-def test_the_sheet_shows_every_kind_colour_and_view_and_is_small(script: ModuleType, tmp_path: Path) -> None:
-    from PIL import Image
-
-    prompts = [Prompt.parse(text) for text in script.sheet_prompts()]
-    assert [prompt.kind for prompt in prompts[::10]] == list(KINDS)
-    assert {prompt.colour for prompt in prompts[:10]} == set(COLOURS)
-    assert {prompt.view for prompt in prompts[:10]} == set(VIEWS)
-    pictures = torch.linspace(0, 0.9, 120)[:, None, None, None].expand(120, 3, 64, 64)
-    script.save_grid(pictures, tmp_path / "sheet.png")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (660, 792)
-        page = sheet.convert("RGB")
-    assert page.getpixel((65, 32)) == page.getpixel((66, 32)) == (255, 255, 255)
-    assert page.getpixel((64, 32))[0] == pytest.approx(0, abs=8)
-    assert page.getpixel((650, 780))[0] == pytest.approx(230, abs=8)
-
-
 def test_the_card_counts_parameters_as_the_networks_do(tmp_path: Path) -> None:
     tokenizer = clip.build_tokenizer(tmp_path)
     with torch.device("meta"):
@@ -500,7 +374,7 @@ def test_the_card_counts_parameters_as_the_networks_do(tmp_path: Path) -> None:
 
 
 def test_the_card_is_what_was_measured_from_the_shipped_files(shipped: Path, script: ModuleType) -> None:
-    record, card = json.loads((ROOT / "results" / "pocket.json").read_text("utf-8")), CARD.read_text("utf-8")
+    record, card = records.read("pocket"), CARD.read_text("utf-8")
     assert record["digest"] == hashlib.sha256((shipped / "SHA256SUMS").read_bytes()).hexdigest()
     assert record["sizes"] == {"samples": 1000, "pictures": 2000}
     assert script.written(card, record, shipped) == card, "run python benchmarks/pocket_model.py"
