@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,9 @@ def test_an_edit_counts_where_it_is_read(small: Path):
     assert fingerprint(chapter, "laptop", small) != fingerprint(chapter, "smoke", small)
 
 
+own = cache(dependencies)  # of the chapters, while the tests run
+
+
 @pytest.mark.parametrize(
     ("edited", "again"),
     [
@@ -121,7 +125,7 @@ def test_the_chapters_of_an_edit(edited: str, again: str):
     """On the tree as it is: 00 to 07 know neither the latent rooms nor a renderer."""
     chapters = sorted((ROOT / "notebooks").glob("0[0-8]_*.py"))
     assert (ROOT / edited).exists()
-    assert [path.name[:2] for path in chapters if ROOT / edited in dependencies(path)] == again.split()
+    assert [path.name[:2] for path in chapters if ROOT / edited in own(path)] == again.split()
 
 
 @pytest.mark.slow
