@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,9 @@ def test_an_edit_counts_where_it_is_read(small: Path):
     assert fingerprint(chapter, "laptop", small) != fingerprint(chapter, "smoke", small)
 
 
+own = cache(dependencies)  # of the chapters, while the tests run
+
+
 @pytest.mark.parametrize(
     ("edited", "again"),
     [
@@ -119,4 +125,22 @@ def test_the_chapters_of_an_edit(edited: str, again: str):
     """On the tree as it is: 00 to 07 know neither the latent rooms nor a renderer."""
     chapters = sorted((ROOT / "notebooks").glob("0[0-8]_*.py"))
     assert (ROOT / edited).exists()
-    assert [path.name[:2] for path in chapters if ROOT / edited in dependencies(path)] == again.split()
+    assert [path.name[:2] for path in chapters if ROOT / edited in own(path)] == again.split()
+
+
+@pytest.mark.slow
+def test_a_unit_test_needs_no_notebook_tools():
+    """`pip install -e .[dev]` suffices: collected and run where all that the other extras bring cannot be imported."""
+    extras = "jupytext nbmake nbformat nbclient IPython ipykernel matplotlib scipy skimage sklearn PIL ipywidgets tqdm"
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "{extras} diffusers transformers accelerate torchmetrics".split():
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_tensors.py"]))
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import msd_teach
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/invariants.md")
@@ -30,6 +32,10 @@ def test_smallest_program_prints_what_the_readme_says():
     first = re.search(r"x = (torch.tensor.*?\))\s+#", program)
     assert first is not None
     assert abs(scope["density"].log_prob(eval(first.group(1), scope)).item() - start) < 0.01
+
+
+def test_the_readme_has_every_public_name():
+    assert not [name for name in msd_teach.__all__ if f"`{name}`" not in README and f"`msd_teach.{name}`" not in README]
 
 
 def test_a_method_in_twenty_lines():

@@ -85,7 +85,7 @@ def noise_levels(config: dict) -> np.ndarray:
     ("schedule", "prediction"), [*((s, "v_prediction") for s in SCHEDULES), ("linear betas", "epsilon")]
 )
 def test_a_perfect_network_gives_the_exact_denoiser(prior1, schedule, prediction):
-    """Invariant 7: every scheduler, both predictions, a level for each item, on the training steps and between."""
+    """Invariant 7 of docs/invariants.md: every scheduler, both predictions, a level for each item, on steps and between."""
     s = 0.7
     known = rescheduled(prior1, **SCHEDULES[schedule], prediction_type=prediction)
     np.testing.assert_allclose(known.levels, noise_levels(SCHEDULES[schedule]), rtol=1e-3)
