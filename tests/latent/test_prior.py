@@ -44,7 +44,22 @@ ON_GRID = [name for name in SCHEDULES if "linspace" not in name and name != "zer
 PREDICTIONS = ("epsilon", "v_prediction")
 WORDS = ("a red house", "a blue car, side view")
 STOCK = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
-SCHEDULERS = ["DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "TCD", "UniPCMultistep"]  # fmt: skip
+SCHEDULERS = [
+    "DDIM",
+    "DDPM",
+    "DEISMultistep",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "KDPM2Discrete",
+    "LCM",
+    "LMSDiscrete",
+    "PNDM",
+    "TCD",
+    "UniPCMultistep",
+]
 
 
 class GaussianNetwork(nn.Module):
@@ -588,7 +603,7 @@ def test_bad_input_is_refused_by_name(prior1):
     with pytest.raises(ValueError, match=r"latents has shape \(2, 3, 8, 8\)"):
         prior1.decode(z[:, :3])
     for wrong in (math.inf, torch.tensor([1.0, math.inf])):
-        with pytest.raises(ValueError, match="sigma is .*inf.*; it must be finite"):
+        with pytest.raises(ValueError, match=r"sigma is .*inf.*; it must be finite"):
             denoise(z, wrong)
     with pytest.raises(ValueError, match="z is a ndarray; it must be a tensor"):
         denoise(z.numpy(), 1.0)
