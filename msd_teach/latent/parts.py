@@ -131,7 +131,7 @@ def noise_levels(name: str, scheduler: Any) -> Tensor:
             "rescale_betas_zero_snr=False"
         )
     if silent:  # 0, or what some schedulers put there, above the step before
-        kept[-1] = min(SMALLEST_ALPHA_BAR, kept[-2].item() / 4)
+        kept[-1] = min(SMALLEST_ALPHA_BAR, kept[-2].item() / 2)
     if kept.ndim != 1 or len(kept) < 2 or not (kept[0] < 1 and kept[-1] > 0 and (kept.diff() < 0).all()):
         ends = ", ".join(f"{end:.3g}" for end in kept.flatten()[[0, -1]].tolist()) if kept.numel() else "empty"
         raise ValueError(

@@ -19,7 +19,7 @@ import diffusers
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionImg2ImgPipeline
 from transformers import CLIPTextModelWithProjection
 
-SD_BETAS = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+SD_BETAS: dict[str, Any] = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 
 
 def refused(pipeline: Any, message: str) -> None:
@@ -88,7 +88,7 @@ def test_autoencoders_of_other_latents(prior1, config, message):
 
 def test_parts_of_other_kinds(prior1):
     pipeline = parted(prior1)
-    pipeline.vae = AutoencoderTiny())
+    pipeline.vae = AutoencoderTiny()
     refused(pipeline, "an autoencoder of kind AutoencoderTiny; it must be an AutoencoderKL")
     pipeline = parted(prior1)
     pipeline.text_encoder = CLIPTextModelWithProjection(pipeline.text_encoder.config)

@@ -28,7 +28,7 @@ pytest.importorskip("transformers")
 import diffusers
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "Stable Diffusion": SD | {"set_alpha_to_one": False, "steps_offset": 1},
     "alpha to one": SD | {"set_alpha_to_one": True, "steps_offset": 1},
     "no offset": SD | {"set_alpha_to_one": False, "steps_offset": 0},
@@ -79,6 +79,11 @@ class GaussianNetwork(nn.Module):
         y = kept * self.spread**2 / (kept**2 * self.spread**2 + lost**2) * z_t
         ε = (z_t - kept * y) / lost
         return (ε if self.prediction == "epsilon" else kept * ε - lost * y,)
+
+
+def contexts(denoise: Any) -> Tensor:
+    """The text embeddings of its prompts."""
+    return denoise.cond.contexts
 
 
 def noise_levels(config: dict) -> np.ndarray:
@@ -227,7 +232,8 @@ def test_every_grid_descends(prior1, schedule):
         assert (ours.diff() < 0).all() and (theirs.diff() < 0).all()
         assert torch.equal(ours[:-1], theirs[:steps])
         assert theirs[-1] == (0 if other.scheduler.config["set_alpha_to_one"] else other.sigma_min)
-    for steps in (0, -3, limit + 1, 10.0):
+    wrong: tuple[Any, ...] = (0, -3, limit + 1, 10.0)
+    for steps in wrong:
         with pytest.raises(ValueError, match=f"steps is {steps}; it must be an integer from 1 to {limit}"):
             other.sigmas(steps)
 
@@ -246,7 +252,7 @@ def test_start_is_unit_noise_in_their_form(prior):
 @pytest.mark.parametrize("scale", [3.0, 7.5])
 def test_guidance_and_picture_are_the_pipelines(prior, scale):
     """Two prompts with their own negative prompts, from latents to pixels."""
-    pipeline = rescheduled(prior, **SCHEDULES["Stable Diffusion"], prediction_type=prior.prediction).pipeline
+    pipeline: Any = rescheduled(prior, **SCHEDULES["Stable Diffusion"], prediction_type=prior.prediction).pipeline
     negative, n = ["", "a green tree"], noise(2, 4, 8, 8)
     options = {"negative_prompt": negative, "guidance_scale": scale, "num_inference_steps": 20, "latents": n}
     want = pipeline(list(WORDS), output_type="latent", **options).images
@@ -326,8 +332,8 @@ def test_every_row_carries_its_view(prior, monkeypatch):
     calls: list[tuple[Tensor, Tensor]] = []
     forward = prior.unet.forward
     monkeypatch.setattr(prior.unet, "forward", lambda z, t, c, **k: (calls.append((z, c)), forward(z, t, c, **k))[1])
-    z, own = noise(3, 4, 4, 8, 8), torch.stack([prior.denoiser(text).cond.contexts[0] for text in views])
-    empty = prior.denoiser("").cond.contexts[0]
+    z, own = noise(3, 4, 4, 8, 8), torch.stack([contexts(prior.denoiser(text))[0] for text in views])
+    empty = contexts(prior.denoiser(""))[0]
     denoise = prior.denoiser(views, scale=7.5)
     for asked, bounds in ((denoise, 2), (rescaled(denoise, -7.5), 2), (rescaled(denoise, 1.0), 1)):
         calls.clear()
@@ -347,10 +353,10 @@ def test_texts_are_embedded_once_by_each_text_encoder(folder1, monkeypatch):
     for _ in range(3):
         own.denoiser(WORDS, scale=4.0)(noise(2, 4, 8, 8), 1.0)
     assert seen == [*WORDS, ""]
-    before = own.denoiser(WORDS[0]).cond.contexts
+    before = contexts(own.denoiser(WORDS[0]))
     with torch.no_grad():
         next(own.pipeline.text_encoder.parameters()).mul_(2)  # trained on, or with a LoRA merged into it
-    assert apart(own.denoiser(WORDS[0]).cond.contexts, before) > 1e-3
+    assert apart(contexts(own.denoiser(WORDS[0])), before) > 1e-3
     own.pipeline.text_encoder = copy.deepcopy(own.pipeline.text_encoder)
     seen.clear()
     own.denoiser(WORDS[0])
@@ -364,7 +370,7 @@ def test_embeddings_serve_gradients_wherever_they_were_made(folder1):
     z = noise(1, 4, 8, 8).requires_grad_()
     denoise(z, 1.0).sum().backward()
     assert z.grad is not None and z.grad.isfinite().all()
-    assert torch.equal(denoise.cond.contexts, load(folder1).denoiser(WORDS[0]).cond.contexts)
+    assert torch.equal(contexts(denoise), contexts(load(folder1).denoiser(WORDS[0])))
 
 
 def test_the_same_prior_with_another_network(folder1, monkeypatch):
@@ -420,7 +426,7 @@ def test_derivatives(folder1):
         return denoise(z, torch.tensor([0.5, 2.0]))
 
     with sdpa_kernel(SDPBackend.MATH):
-        _, forward = torch.func.jvp(D, (z,), (u,))
+        forward = torch.func.jvp(D, (z,), (u,))[1]
     x = z.clone().requires_grad_()
     (reverse,) = torch.autograd.grad((w * D(x)).sum(), x)
     torch.testing.assert_close((w * forward).sum(), (u * reverse).sum(), rtol=1e-8, atol=1e-10)
@@ -580,7 +586,7 @@ def test_bad_input_is_refused_by_name(prior1):
         prior1.denoiser(3)
     with pytest.raises(ValueError, match=r"prompt is \[\]"):
         prior1.denoiser([])
-    assert len(prior1.denoiser(np.array(WORDS)).cond.contexts) == 2
+    assert len(contexts(prior1.denoiser(np.array(WORDS)))) == 2
     for scale in (math.nan, math.inf, "3", None, [1.0, 2.0]):
         with pytest.raises(ValueError, match=f"scale is {re.escape(repr(scale))}; it must be a finite number"):
             prior1.denoiser("", scale=scale)
