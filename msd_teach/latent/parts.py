@@ -60,7 +60,8 @@ def check_pipeline(name: str, pipeline: StableDiffusionPipeline) -> None:
     missing = [key for part in (pipeline.unet, vae, text) for key, p in part.named_parameters() if p.is_meta]
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    words, known = len(text.get_input_embeddings().weight), len(tokenizer)
+    embeddings: Any = text.get_input_embeddings()
+    words, known = len(embeddings.weight), len(tokenizer)
     if known < words:
         raise ValueError(f"the tokenizer knows {known} words of the text encoder's {words}; files of it are missing")
     if known > words:

@@ -371,7 +371,8 @@ def test_only_the_pocket_model_refuses_words_it_never_read(folder1, monkeypatch)
     prior.denoiser("a red zeppelin")
     pocket = loading.BUNDLED["pocket"]
     monkeypatch.setitem(loading.BUNDLED, "pocket", pocket._replace(folder=folder1))
-    for options in ({"prompt": "a blu house"}, {"prompt": WORDS[0], "negative": "a blu house"}):
+    refused: tuple[dict[str, Any], ...] = ({"prompt": "a blu house"}, {"prompt": WORDS[0], "negative": "a blu house"})
+    for options in refused:
         with pytest.raises(ValueError, match=r"'a blu house' has unknown words: 'blu' \(nearest: blue"):
             prior.denoiser(**options)
     prior.denoiser(WORDS, negative="a photo of a small pink robot, back view.")

@@ -191,7 +191,7 @@ def our_states(prior: DiffusionPrior, n: Tensor, steps: int) -> tuple[list[Tenso
 
 @pytest.mark.parametrize(("schedule", "steps"), [*((name, 10) for name in ON_GRID), ("Stable Diffusion", 30)])
 def test_euler_is_diffusers_ddim(prior, schedule, steps):
-    config = SCHEDULES[schedule] | {"prediction_type": prior.prediction}
+    config: dict[str, Any] = SCHEDULES[schedule] | {"prediction_type": prior.prediction}
     other, n = rescheduled(prior, **config), noise(2, 4, 8, 8)
     ours, sigmas = our_states(other, n, steps)
     theirs = their_states(other, n, steps, DDIMScheduler(**config))
@@ -203,7 +203,7 @@ def test_euler_is_diffusers_ddim(prior, schedule, steps):
 
 def test_zero_terminal_signal_is_diffusers_ddim_up_to_its_infinite_start(prior):
     """σ = ∞ becomes 4096, a share of 2⁻¹² of the first state."""
-    config = SCHEDULES["zero terminal signal"] | {"prediction_type": "v_prediction"}
+    config: dict[str, Any] = SCHEDULES["zero terminal signal"] | {"prediction_type": "v_prediction"}
     other, n = rescheduled(prior, **config), noise(2, 4, 8, 8)
     ours, sigmas = our_states(other, n, 10)
     assert float(sigmas[0]) == pytest.approx(4096, rel=1e-3)
@@ -212,7 +212,7 @@ def test_zero_terminal_signal_is_diffusers_ddim_up_to_its_infinite_start(prior):
 
 def test_linspace_is_diffusers_euler(prior):
     """DDIM strides past its own grid there (from 888 to 788, and then it asks at 777); their Euler sampler does not."""
-    config = SCHEDULES["linspace, to one"] | {"prediction_type": prior.prediction}
+    config: dict[str, Any] = SCHEDULES["linspace, to one"] | {"prediction_type": prior.prediction}
     other, n = rescheduled(prior, **config), noise(2, 4, 8, 8)
     ours, _ = our_states(other, n, 10)
     kept = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type")}
@@ -338,11 +338,11 @@ def test_every_row_carries_its_view(prior, monkeypatch):
     for asked, bounds in ((denoise, 2), (rescaled(denoise, -7.5), 2), (rescaled(denoise, 1.0), 1)):
         calls.clear()
         asked(z, 0.7)
-        ((rows, contexts),) = calls
+        ((rows, texts),) = calls
         assert len(rows) == 12 * bounds
         torch.testing.assert_close(rows[-12:], (z / math.sqrt(1 + 0.7**2)).flatten(0, 1))
-        assert torch.equal(contexts[-12:], own.repeat(3, 1, 1))
-        assert bounds == 1 or torch.equal(contexts[:12], empty.expand(12, *empty.shape))
+        assert torch.equal(texts[-12:], own.repeat(3, 1, 1))
+        assert bounds == 1 or torch.equal(texts[:12], empty.expand(12, *empty.shape))
 
 
 def test_texts_are_embedded_once_by_each_text_encoder(folder1, monkeypatch):
