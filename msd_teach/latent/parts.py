@@ -60,7 +60,8 @@ def check_pipeline(name: str, pipeline: StableDiffusionPipeline) -> None:
     missing = [key for part in (pipeline.unet, vae, text) for key, p in part.named_parameters() if p.is_meta]
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    words, known = len(text.get_input_embeddings().weight), len(tokenizer)
+    embeddings: Any = text.get_input_embeddings()
+    words, known = len(embeddings.weight), len(tokenizer)
     if known < words:
         raise ValueError(f"the tokenizer knows {known} words of the text encoder's {words}; files of it are missing")
     if known > words:
@@ -122,22 +123,23 @@ def noise_levels(name: str, scheduler: Any) -> Tensor:
     kept, kind = getattr(scheduler, "alphas_cumprod", None), type(scheduler).__name__
     if not isinstance(kept, Tensor):
         raise ValueError(f"{name} has a {kind}, without alphas_cumprod; a schedule of Stable Diffusion is needed")
-    kept = kept.detach().to("cpu").double()
-    if kept.ndim != 1 or len(kept) < 2 or not (kept[0] < 1 and kept[-1] >= 0 and (kept.diff() < 0).all()):
-        raise ValueError(
-            f"{name} has a {kind} whose alphas_cumprod are {kept}; they must fall, strictly, within (1, 0]"
-        )
-    prediction = prediction_type(name, scheduler)
-    if prediction == "epsilon" and kept[-1] <= SMALLEST_ALPHA_BAR:
+    kept = kept.detach().to("cpu").double().clone()
+    silent = kept.ndim == 1 and len(kept) > 1 and bool(0 <= kept[-1] <= SMALLEST_ALPHA_BAR)
+    if silent and prediction_type(name, scheduler) == "epsilon":
         raise ValueError(
             f"{name} predicts 'epsilon', and its {kind} falls to alphas_cumprod {kept[-1]:.1e}: noise predicted where no "
             "signal is left says nothing about a picture. Use prediction_type='v_prediction' if it was trained so, or "
             "rescale_betas_zero_snr=False"
         )
-    kept = kept.clamp(min=SMALLEST_ALPHA_BAR)
+    if silent:  # 0, or what some schedulers put there, above the step before
+        kept[-1] = min(SMALLEST_ALPHA_BAR, kept[-2].item() / 2)
+    if kept.ndim != 1 or len(kept) < 2 or not (kept[0] < 1 and kept[-1] > 0 and (kept.diff() < 0).all()):
+        ends = ", ".join(f"{end:.3g}" for end in kept.flatten()[[0, -1]].tolist()) if kept.numel() else "empty"
+        raise ValueError(
+            f"{name} has a {kind} whose alphas_cumprod, {tuple(kept.shape)} from and to {ends}, are no schedule; "
+            "they must fall, strictly, from below 1 to 0 or more"
+        )
     levels = ((1 - kept) / kept).sqrt()
-    if levels[-1] == levels[-2]:
-        raise ValueError(f"{name} has a {kind} with more than one training step without any signal; it may have one")
     stock = vp_sigma(torch.linspace(0, 1, len(levels), dtype=torch.float64))
     return stock if torch.allclose(levels, stock, rtol=1e-4, atol=0) else levels
 

@@ -29,8 +29,8 @@ class _VariancePreserving:
     """The input z_t = √ᾱ y + √(1 − ᾱ) n = z/√(1 + σ²), with σ = √((1 − ᾱ)/ᾱ), and the time of a table.
 
     `levels` (steps,), ascending, float64, on the CPU, is σ of each training step; t is a fractional training step, and
-    log σ is linear between two. Beyond either end t stays there, and the network's v is held: D → z as σ → 0, and
-    D → −v, bounded, as σ → ∞, where z − σε would grow.
+    log σ is linear between two. Beyond either end t stays there, and the network's v is held: D → z
+    as σ → 0, and D → −v, bounded, as σ → ∞, where z − σε would grow.
     """
 
     levels: Tensor

@@ -340,6 +340,10 @@ class _GuidedByText(Guided):
     cond: _TextDenoiser
     uncond: _TextDenoiser
 
+    def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        self.cond.prior._check_latents(z, "z")
+        return super().__call__(z, sigma)
+
     def both(self, z: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """Both answers from one call of the UNet."""
         u, c = self.cond.prior.denoise(z, sigma, torch.stack([self.uncond.spread(z), self.cond.spread(z)]))
