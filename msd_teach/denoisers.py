@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .tensors import per_item, right_pad
+from .tensors import per_item, right_pad, widest
 
 
 class Denoiser(Protocol):
@@ -52,7 +52,7 @@ class IdealDenoiser:
         self.event = data.shape[1:]
         self.data = data.detach().flatten(1).clone()
         # Rounding in a logit grows with |z||y|/σ², so the origin goes to the middle of the data.
-        self.centre = self.data.mean(0, dtype=torch.float64)
+        self.centre = self.data.mean(0, dtype=widest(data.device))
         self._keys: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         half_squares = self.keys(torch.promote_types(data.dtype, torch.float32), data.device)[:, len(self.centre)]
         self.radius = float((-2 * half_squares.double().min()).sqrt())
@@ -65,7 +65,7 @@ class IdealDenoiser:
             raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within an event")
         kind = torch.promote_types(z.dtype, torch.float32)
         rows = z.to(kind).reshape(-1, len(self.centre))
-        s = level.to(z.device, torch.float64).expand(z.shape).reshape(-1, len(self.centre))[:, :1]
+        s = level.to(z.device, widest(z.device)).expand(z.shape).reshape(-1, len(self.centre))[:, :1]
         fine = s[:, 0] < (FINE * self.radius if kind == torch.float32 and z.device.type == "cpu" else 0)
         if fine.all():
             return self._read(rows.double(), s).to(z.dtype).reshape(z.shape)

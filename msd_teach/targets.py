@@ -31,7 +31,7 @@ from .schedules import (
     linear,
     uniform_time,
 )
-from .tensors import at_least_one, noise_like, per_item
+from .tensors import at_least_one, noise_like, per_item, widest
 
 
 class Target(NamedTuple):
@@ -54,10 +54,10 @@ class Method(Protocol):
 def _draw(
     law: SigmaLaw, x: Tensor, samples: int, progress: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """σ of shape (samples, batch), in float64, and z = x + σn of shape (samples, *x.shape)."""
+    """σ of shape (samples, batch), in float64 where x's device has it, and z = x + σn of shape (samples, *x.shape)."""
     device = x.device if generator is None else generator.device
-    u = torch.rand(samples, len(x), dtype=torch.float64, device=device, generator=generator)
-    sigma = law(u, progress).to(x.device)
+    u = torch.rand(samples, len(x), dtype=widest(device), device=device, generator=generator)
+    sigma = law(u.to("cpu", torch.float64), progress).to(x.device, widest(x.device))
     stack = x.expand(samples, *x.shape)
     return sigma, stack + per_item(sigma, stack) * noise_like(stack, generator)
 

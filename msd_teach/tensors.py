@@ -25,6 +25,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
     """`value`, a number or a tensor whose shape is a prefix of `like.shape`, so that it broadcasts against `like`.
 

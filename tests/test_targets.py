@@ -468,6 +468,20 @@ def test_methods_follow_the_models_own_levels():
     )
 
 
+def test_a_device_without_float64_is_served(monkeypatch):
+    """Where no float64 may be made, levels and data are float32, and the answers the same to its digits."""
+    x = X.float()
+    denoise = IdealDenoiser(draw(3, 50, 2).float())
+    wide = MeanShift(constant(0.4))(denoise, x, 0.0, seeded()).value
+    monkeypatch.setattr("msd_teach.denoisers.widest", lambda device: torch.float32)
+    monkeypatch.setattr("msd_teach.targets.widest", lambda device: torch.float32)
+    narrow = IdealDenoiser(draw(3, 50, 2).float())
+    torch.testing.assert_close(MeanShift(constant(0.4))(narrow, x, 0.0, seeded()).value, wide, rtol=1e-4, atol=1e-5)
+    seen = []
+    SDS(samples=2)(lambda z, sigma: (seen.append(sigma.dtype), z)[1], x, 0.0, seeded())  # type: ignore[union-attr]
+    assert seen == [torch.float32]
+
+
 # ---------------------------------------------------------------- probability-flow distillation
 
 
