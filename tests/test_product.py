@@ -69,3 +69,21 @@ def test_bad_bandwidths_are_refused_at_once(bandwidth, said):
         product_denoiser(random_mixture(0).denoise, torch.zeros(2), bandwidth)
     with pytest.raises(ValueError, match="bandwidth contains"):
         product_denoiser(random_mixture(0).denoise, torch.zeros(1, 2), torch.tensor([float(bandwidth)]))
+
+
+@pytest.mark.parametrize("s", [-2.0, 0.5, 4.0, 7.5])
+def test_a_guided_product_by_quadrature(s):
+    """On a line, s E_c[y | z, x] + (1 − s) E_u[y | z, x] with both posteriors integrated over y on a fine grid."""
+    cond, uncond = random_mixture(3, dimension=1, thinnest=0.2), random_mixture(4, dimension=1, thinnest=0.2)
+    denoise = guided(cond.denoise, uncond.denoise, s)
+    y = torch.linspace(-12, 12, 48_001, dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    for λ, σ in ((0.1, 3.0), (0.3, 0.3), (1.0, 0.05), (2.0, 10.0)):
+        x, z = (torch.randn(6, 1, generator=g, dtype=torch.float64) for _ in range(2))
+        means = []
+        for density in (cond, uncond):
+            logits = density.log_prob(y[:, None])[None] - (y - z) ** 2 / (2 * σ**2) - (y - x) ** 2 / (2 * λ**2)
+            means.append(logits.softmax(1) @ y)
+        wanted = s * means[0] + (1 - s) * means[1]
+        got = product_denoiser(denoise, x, λ)(z, σ)[:, 0]
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

@@ -85,10 +85,6 @@ def test_the_sum_of_scores_misses_the_mean_by_the_predicted_amount(kernel, s, λ
     assert exact.std() > 100 * fine.std(), "the sum of scores has no spread left, the product has"
 
 
-def test_the_predicted_mean_at_s_equal_to_the_bandwidth():
-    assert math.sqrt(math.pi / 2) * math.exp(0.5) * math.erfc(math.sqrt(0.5)) == pytest.approx(0.656, abs=5e-4)
-
-
 @given(here=st.floats(0.1, 10), share=st.floats(0.01, 1), λ=st.floats(0.05, 3))
 @settings(max_examples=30, deadline=None)
 def test_one_explicit_step_multiplies_the_distance_to_x(here, share, λ):

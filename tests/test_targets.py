@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import math
@@ -575,3 +576,68 @@ def test_a_warm_start_replaces_the_draw():
     assert torch.equal(y, by_hand)
     with pytest.raises(ValueError, match=r"start has shape \(3, 2\); it must be x's, \(5, 2\)"):
         sample_product(MIXTURE.denoise, X, 0.8, SIGMAS, start=start[:3])
+
+
+# ---------------------------------------------------------------- variational score distillation with a network
+
+
+class LearnedParticles:
+    """What stands for a LoRA: centres that learn to denoise the current x, by ‖D(x + σn; σ) − x‖²/σ²."""
+
+    def __init__(self, count: int):
+        self.centres = draw(9, count, 2).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.centres], 0.02)
+
+    def __call__(self, x: Tensor, denoise) -> "LearnedParticles":
+        return self
+
+    def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        σ = torch.as_tensor(sigma, dtype=z.dtype).reshape(-1, 1)
+        squares = (z[:, None] - self.centres).square().sum(-1)
+        return (-squares / (2 * σ**2)).softmax(-1) @ self.centres
+
+    def after_step(self, denoise, x: Tensor, generator: torch.Generator | None) -> int:
+        with torch.enable_grad():
+            σ = 0.05 + 1.5 * torch.rand(len(x), 1, generator=generator, dtype=x.dtype)
+            z = x + σ * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            loss = ((self.denoise(z, σ) - x).square().sum(1) / σ[:, 0] ** 2).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return 1
+
+    def state_dict(self) -> dict:
+        return {"centres": self.centres.detach().clone(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.centres.data.copy_(state["centres"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def test_vsd_with_a_network_that_learns_tends_to_vsd_with_the_exact_particles():
+    x = torch.tensor([[1.0, 0.2], [-0.8, 0.5], [0.1, -1.1]], dtype=torch.float64)
+    network, law, g = LearnedParticles(3), uniform_sigma(0.1, 1.0), seeded(1)
+    learning = VSD(lambda x, denoise: network.denoise, law)
+    exact = VSD(ideal_particles, law)
+    vsd = VSD(network, law)  # type: ignore[arg-type]  # for what it forwards: learning and its state
+
+    def apart() -> float:
+        pairs = ([m(MIXTURE.denoise, x, 0.0, seeded(i)).value for m in (learning, exact)] for i in range(50))
+        return torch.stack([(ours - theirs).norm() for ours, theirs in pairs]).mean().item()
+
+    before = apart()
+    for step in range(1500):
+        if step == 1000:
+            network.optimizer.param_groups[0]["lr"] = 0.002
+        assert vsd.after_step(MIXTURE.denoise, x, g) == 1
+    assert apart() < 0.1 * before
+    torch.testing.assert_close(
+        network.centres.detach()[torch.cdist(x, network.centres.detach()).argmin(1)], x, rtol=0, atol=0.1
+    )
+    kept = copy.deepcopy(vsd.state_dict())
+    vsd.after_step(MIXTURE.denoise, x, g)
+    moved = network.centres.detach().clone()
+    vsd.load_state_dict(kept)
+    assert torch.equal(network.centres.detach(), kept["centres"])
+    assert not torch.equal(moved, kept["centres"])
+    assert exact.state_dict() == {} and exact.after_step(MIXTURE.denoise, x, g) == 0
