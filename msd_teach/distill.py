@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .denoisers import Denoiser
 from .targets import Method, Target
-from .tensors import at_least_float32, at_least_one, per_item
+from .tensors import at_least_float32, at_least_one, check_number, per_item
 
 
 class Rendered(NamedTuple):
@@ -26,7 +26,8 @@ class Rendered(NamedTuple):
 
 class StepInfo(NamedTuple):
     """One step: its number, the loss (penalty included), the level σ or λ, the mean |target − x|, denoiser calls an item
-    and seconds so far, and the penalty.
+    and seconds so far, and the penalty. Loss and penalty are those before its last optimiser step, |target − x| is that
+    before its first.
     """
 
     step: int
@@ -54,7 +55,8 @@ def distill(
 
     `render(generator)` returns x of shape (batch, *event) or a `Rendered`. Squares are summed over an event and
     averaged over the batch. Each of `steps` targets is followed by `steps_per_target` optimiser steps, for which
-    `render` is asked again with the random numbers of the first time: the same cameras, at the new θ. The run ends
+    `render` is asked again with the random numbers of the first time: the same cameras, at the new θ. (Without a
+    generator this holds for numbers drawn on the CPU.) The run ends
     after `steps`, before the first level below `stop_level` (the paper's λ < λ_min), or after the first step whose
     mean shift |target − x| is below `tolerance`.
 
@@ -69,6 +71,9 @@ def distill(
     """
     at_least_one("steps", steps)
     at_least_one("steps_per_target", steps_per_target)
+    for name, level in (("stop_level", stop_level), ("tolerance", tolerance)):
+        if level is not None:
+            check_number(name, level, low=0.0)
     _check(optimizer, denoise, method, done)
     draws = torch.default_generator if generator is None else generator
 
@@ -83,17 +88,17 @@ def distill(
             here = at_least_float32(rendered.x.detach())
             with torch.no_grad():
                 target = method(own, here, step / max(1, steps - 1), generator)
-            _check_target(target, here, method)
+            where = f"step {step} ({type(method).__name__}, level {float(getattr(target, 'level', math.nan)):g})"
+            _check_target(target, here, method, where)
             if stop_level is not None and target.level < stop_level:
                 return
             shift = (target.value - here).flatten(1).norm(dim=1)
-            where = f"step {step} ({type(method).__name__}, level {target.level:g})"
             after = draws.get_state()
             loss = _optimise(rendered, optimizer, target, where)
-            for _ in range(steps_per_target - 1):
+            for again in range(2, steps_per_target + 1):
                 draws.set_state(before)
                 rendered = _rendered(render(generator))
-                loss = _optimise(rendered, optimizer, target, where)
+                loss = _optimise(rendered, optimizer, target, f"{where}, optimiser step {again} of {steps_per_target}")
             draws.set_state(after)
             calls += target.calls
             if after_step is not None:
@@ -112,12 +117,10 @@ def distill(
 def _optimise(rendered: Rendered, optimizer: torch.optim.Optimizer, target: Target, where: str) -> float:
     """One optimiser step towards the target, and the loss before it."""
     x = at_least_float32(rendered.x)  # a half could not hold the sum
-    if not torch.as_tensor(target.weight).isfinite().all():
-        raise FloatingPointError(f"{where}: the weight of the target is not finite")
     w = per_item(target.weight, x, "weight")
     loss = (w * (x - target.value).square()).sum() / (2 * len(x)) + rendered.penalty
     if not loss.isfinite():
-        raise FloatingPointError(f"{where}: x, its target or the loss is not finite")
+        raise FloatingPointError(f"{where}: the loss is not finite")
     optimizer.zero_grad()
     loss.backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -159,9 +162,12 @@ def _check(optimizer: object, denoise: object, method: object, done: object) -> 
         raise ValueError(f"done is {done!r}; it must be the last StepInfo of an interrupted run")
 
 
-def _check_target(target: object, x: Tensor, method: object) -> None:
+def _check_target(target: object, x: Tensor, method: object, where: str) -> None:
     if not isinstance(target, Target) or target.value.shape != x.shape:
         said = f"a value of shape {tuple(target.value.shape)}" if isinstance(target, Target) else f"{target!r}"
         raise ValueError(
             f"method {method!r} gave {said}; it must give a Target whose value is like x, {tuple(x.shape)}"
         )
+    for name, value in (("x", x), ("the target", target.value), ("its weight", torch.as_tensor(target.weight))):
+        if not value.isfinite().all():
+            raise FloatingPointError(f"{where}: {name} is not finite")
