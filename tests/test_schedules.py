@@ -113,3 +113,5 @@ def test_vp_sigma_is_stable_diffusions_schedule():
         assert float(vp_sigma(torch.tensor(step / 999, dtype=torch.float64))) == pytest.approx(sigma, rel=0.02)
     assert (vp_sigma(u).diff() > 0).all()
     torch.testing.assert_close(vp_sigma(torch.tensor([-1.0, 2.0])), vp_sigma(torch.tensor([0.0, 1.0])))
+    with pytest.raises(ValueError, match="t is nan; it must be from 0 to 1"):
+        vp_sigma(math.nan)  # pyright: ignore[reportArgumentType]
