@@ -50,17 +50,18 @@ class IdealDenoiser:
         if not data.isfinite().all():
             raise ValueError("data contains NaN or infinite values; all must be finite")
         self.event = data.shape[1:]
-        self.data = data.detach().flatten(1).clone()
-        # Rounding in a logit grows with |z||y|/σ², so the origin goes to the middle of the data.
-        self.centre = self.data.mean(0, dtype=widest(data.device))
+        with torch.inference_mode(False):  # a reader that comes later may want gradients
+            self.data = data.detach().flatten(1).clone()
+            # Rounding in a logit grows with |z||y|/σ², so the origin goes to the middle of the data.
+            self.centre = self.data.mean(0, dtype=widest(data.device))
         self._keys: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         half_squares = self.keys(torch.promote_types(data.dtype, torch.float32), data.device)[:, len(self.centre)]
         self.radius = (-2 * half_squares.min().item()) ** 0.5
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        level = per_item(sigma, z)
         if z.shape[max(0, z.ndim - len(self.event)) :] != self.event:
             raise ValueError(f"z has shape {tuple(z.shape)}; it must end in the data's event shape {tuple(self.event)}")
-        level = per_item(sigma, z)
         if level.ndim and level.shape[z.ndim - len(self.event) :].numel() != 1:
             raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within an event")
         kind = torch.promote_types(z.dtype, torch.float32)
@@ -74,6 +75,7 @@ class IdealDenoiser:
             mean = mean.index_put((fine.nonzero()[:, 0],), self._read(rows[fine].double(), s[fine]).to(kind))
         return mean.to(z.dtype).reshape(z.shape)
 
+    @torch.inference_mode(False)
     def keys(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The data about their centre, −|y|²/2 of each, and zeros up to a multiple of 8: (M, width), made once."""
         if (dtype, device) not in self._keys:
@@ -94,7 +96,8 @@ class IdealDenoiser:
         s = sigma.to(z.dtype).clamp(min=SMALLEST_SIGMA)
         query = torch.cat([z - centre, torch.ones_like(s)], dim=-1) / s.square()
         q = pad(query, (0, keys.shape[1] - query.shape[1]))[None, None]
-        mean = scaled_dot_product_attention(q, keys[None, None], keys[None, None], scale=1.0)
+        with torch.autocast(z.device.type, enabled=False):  # whose bfloat16 would round a logit by whole units
+            mean = scaled_dot_product_attention(q, keys[None, None], keys[None, None], scale=1.0)
         return mean[0, 0, :, : len(centre)] + centre
 
 

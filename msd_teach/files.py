@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def load(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
+            with zipfile.ZipFile(file) as archive:  # torch reads past a flipped bit without a word
+                if broken := archive.testzip():
+                    raise ValueError(f"{broken} fails its checksum")
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises six kinds, by the byte at which the damage begins
             said = next(iter(str(error).splitlines()), type(error).__name__)
@@ -91,11 +96,17 @@ class Checkpoint:
         ValueError: a part that has no state to keep, or an identity beyond JSON's types.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], **parts: Stateful | Tensor | torch.Generator):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        **parts: Stateful | Tensor | torch.Generator,
+    ):
         for name, part in parts.items():
-            if not isinstance(part, Tensor | torch.Generator) and not hasattr(part, "load_state_dict"):
+            stateful = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+            if not stateful and not isinstance(part, Tensor | torch.Generator):
                 raise ValueError(f"{name} is {part!r}; it must be a tensor, a generator, or have a state_dict")
-        self.path, self.parts = path, parts
+        self.path, self.parts = Path(path), parts
         self.identity = {name: _as_json(name, value) for name, value in identity.items()}
 
     def save(self, **numbers: float | str | None) -> None:
@@ -129,7 +140,7 @@ class Checkpoint:
         for name, part in self.parts.items():
             try:
                 _restore(part, kept["parts"][name])
-            except (RuntimeError, ValueError, KeyError) as error:
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # each part has its own
                 raise ValueError(f"checkpoint {self.path} is of another {name}; delete it to start anew") from error
         return kept["numbers"]
 
@@ -145,8 +156,8 @@ def _restore(part: Stateful | Tensor | torch.Generator, state: Any) -> None:
     if isinstance(part, torch.Generator):
         part.set_state(state)
     elif isinstance(part, Tensor):
-        if part.shape != state.shape:
-            raise ValueError(f"shape {tuple(state.shape)}")
+        if (part.shape, part.dtype) != (state.shape, state.dtype):
+            raise ValueError(f"shape {tuple(state.shape)}, {state.dtype}")
         part.copy_(state)
     else:
         part.load_state_dict(state)

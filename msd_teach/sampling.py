@@ -60,6 +60,7 @@ class LevelTable:
         return torch.lerp(self._logs[below], self._logs[below + 1], place - below).exp()
 
     @cached_property
+    @torch.inference_mode(False)  # a later reader may want gradients beside them
     def _logs(self) -> Tensor:
         return self.levels.to("cpu", torch.float64).log()
 
@@ -78,11 +79,16 @@ def vp_sigma(t: float | Tensor) -> Tensor:
     """σ at time t ∈ [0, 1] of Stable Diffusion's schedule: .029 at 0, 14.6 at 1; any shape, float64.
 
     The scaled-linear schedule has √β from √.00085 to √.012 in 1000 steps; σ = √((1 − ᾱ)/ᾱ), log σ linear between steps.
+    Times beyond either end are taken as that end.
+
+    Raises:
+        ValueError: a time that is NaN.
     """
     return _vp_levels()(t)
 
 
 @cache
+@torch.inference_mode(False)
 def _vp_levels() -> LevelTable:
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = (1 - beta).cumprod(0)
@@ -101,7 +107,7 @@ def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -
         ValueError: an unknown solver, or sigmas that do not descend to a last value ≥ 0.
     """
     levels = descending(sigmas, solver)
-    return _integrate(denoise, z, levels, solver)
+    return _integrate(denoise, at_least_float32(z), levels, solver)
 
 
 def invert(denoise: Denoiser, x: Tensor, sigmas: Tensor, solver: str = "heun") -> Iterator[Tensor]:
@@ -114,25 +120,29 @@ def invert(denoise: Denoiser, x: Tensor, sigmas: Tensor, solver: str = "heun") -
         ValueError: an unknown solver, or sigmas that do not descend to a last value ≥ 0.
     """
     levels = descending(sigmas, solver)
-    return _integrate(denoise, x, levels[::-1], solver)
+    return _integrate(denoise, at_least_float32(x), levels[::-1], solver)
 
 
 def descending(sigmas: Tensor, solver: str) -> list[float]:
     """The noise levels as numbers, after refusing what no sampler can use."""
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; it may be one of {', '.join(SOLVERS)}")
-    levels = torch.as_tensor(sigmas).tolist()
+    try:
+        grid = torch.as_tensor(sigmas)
+    except (TypeError, RuntimeError, ValueError):  # no numbers
+        grid = torch.empty(0, 0)
+    levels = grid.tolist() if grid.ndim == 1 and not grid.is_complex() else []
     falling = all(inf > high > low for high, low in pairwise(levels))
     if len(levels) < 2 or levels[-1] < 0 or not falling:
         raise ValueError(
-            f"sigmas are {levels}; they must be two or more, finite, strictly descending, the last one >= 0"
+            f"sigmas are {levels or sigmas}; they must be two or more, finite, strictly descending, the last one >= 0"
         )
     return levels
 
 
 @torch.no_grad()
 def _integrate(denoise: Denoiser, z: Tensor, levels: list[float], solver: str) -> Iterator[Tensor]:
-    z = at_least_float32(z.detach())
+    z = z.detach()
     yield z
     for here, there in pairwise(levels):
         z = solver_step(denoise, z, here, there, solver)

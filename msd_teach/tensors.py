@@ -35,6 +35,7 @@ def check_function(name: str, value: object, example: str) -> None:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x, in float32 where it is in half precision: a sampler's state could not hold its small steps."""
+    check_points(x)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -51,8 +52,7 @@ def right_pad(value: float | Tensor, like: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: neither number nor tensor, a shape that is no prefix, or a `like` of whole numbers.
     """
-    if not like.is_floating_point():
-        raise ValueError(f"points have dtype {like.dtype}; it must be a floating-point type")
+    check_points(like)
     if not isinstance(value, Tensor):
         _check_number(value, name)
         return torch.tensor(float(value), dtype=like.dtype)  # a CPU scalar meets any device without a copy
@@ -82,6 +82,14 @@ def per_item(value: float | Tensor, like: Tensor, name: str = "sigma", positive:
         if not (value > 0 if positive else 0 <= value < math.inf):
             raise ValueError(f"{name} is {value}; it must be {wanted}")
     return right_pad(value, like, name)
+
+
+def check_points(x: object) -> None:
+    """Refuse, with a ValueError, what is no tensor of floats."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"points are of type {type(x).__name__}; they must be a tensor of floats")
+    if not x.is_floating_point():
+        raise ValueError(f"points have dtype {x.dtype}; it must be a floating-point type")
 
 
 def _check_number(value: object, name: str) -> None:

@@ -148,6 +148,22 @@ def test_bad_input_is_refused_by_name():
     assert guided(denoise, denoise, np.float32(2))(data, 0.1).isfinite().all()  # type: ignore[arg-type]
 
 
+def test_the_data_are_read_in_their_own_precision_and_with_gradients_wherever_they_were_first_read():
+    """Autocast would round the logits to bfloat16; keys that inference mode made could not be differentiated through."""
+    data, z = draw(0, 50, 2).float(), draw(1, 5, 2).float()
+    want = IdealDenoiser(data)(z, 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(IdealDenoiser(data)(z, 0.3), want)
+    with torch.inference_mode():
+        made = IdealDenoiser(data.clone())
+    read = IdealDenoiser(data)
+    with torch.inference_mode():
+        read(z.double(), 0.3)
+    for denoise, x in ((made, z.clone().requires_grad_()), (read, z.double().requires_grad_())):
+        (gradient,) = torch.autograd.grad(denoise(x, 0.3).sum(), x)
+        assert gradient.isfinite().all()
+
+
 def test_small_and_large_sigma_in_one_call():
     """Only the rows below the float32 limit pay for float64, and each row is what it is alone."""
     g = torch.Generator().manual_seed(0)

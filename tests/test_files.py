@@ -90,6 +90,8 @@ def test_tensors_are_parts_too(tmp_path):
     assert torch.equal(other, x) and other.requires_grad
     with pytest.raises(ValueError, match=r"x\.pt is of another x; delete it"):
         Checkpoint(tmp_path / "x.pt", {}, x=torch.zeros(4, 2)).load()
+    with pytest.raises(ValueError, match=r"x\.pt is of another x; delete it"):  # a cast would not go on bit for bit
+        Checkpoint(str(tmp_path / "x.pt"), {}, x=torch.zeros(3, 2, dtype=torch.float16)).load()
 
 
 def test_other_settings_are_refused_by_name_and_value(tmp_path):
@@ -109,6 +111,27 @@ def test_other_parts_are_refused(tmp_path):
         Checkpoint(path, settings, network=nn.Linear(3, 3)).load()
     with pytest.raises(ValueError, match=r"run\.pt has the parts network; delete it"):
         Checkpoint(path, settings, net=nn.Linear(2, 3)).load()
+
+
+def test_a_part_of_another_kind_is_refused(tmp_path):
+    """Each kind says it with an error of its own: a TypeError, an AttributeError, a RuntimeError."""
+    kinds = [torch.zeros(2), torch.Generator(), nn.Linear(2, 2), torch.optim.Adam([torch.zeros(2)])]
+    for old, new in itertools.permutations(kinds, 2):
+        Checkpoint(tmp_path / "run.pt", {}, part=old).save()
+        with pytest.raises(ValueError, match=r"run\.pt is of another part; delete it"):
+            Checkpoint(tmp_path / "run.pt", {}, part=new).load()
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    """Anywhere in the numbers of a part, which torch reads without looking at the checksums of its own file."""
+    path, x = tmp_path / "x.pt", torch.randn(64, generator=torch.Generator().manual_seed(0))
+    Checkpoint(path, {}, x=x).save()
+    whole = path.read_bytes()
+    start = whole.index(x.numpy().tobytes())
+    for place in range(start, start + 4 * 64, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"x\.pt is damaged \(.* fails its checksum\); delete it"):
+            Checkpoint(path, {}, x=torch.zeros(64)).load()
 
 
 @pytest.mark.parametrize("damage", ["0 bytes", "half", "text", "foreign", "another file"])

@@ -128,6 +128,9 @@ def test_bad_input_is_refused_before_the_first_step(direction):
     for sigmas in ([1.0], [0.1, 1.0], [1.0, 1.0, 0.0], [1.0, -0.5], [1.0, math.nan, 0.0]):
         with pytest.raises(ValueError, match=r"sigmas are .* strictly descending, the last one >= 0"):
             direction(denoise, z, torch.tensor(sigmas))
+    for no_grid in (None, "abc", torch.tensor(1.0), torch.tensor([[1.0, 0.0]]), torch.tensor([2.0 + 0j, 1.0])):
+        with pytest.raises(ValueError, match=r"sigmas are .* strictly descending, the last one >= 0"):
+            direction(denoise, z, no_grid)
 
 
 @pytest.mark.parametrize(

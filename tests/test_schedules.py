@@ -44,7 +44,8 @@ def test_the_middle_tells_the_schedules_apart():
 @pytest.mark.parametrize("kind", [linear, geometric, cosine])
 @pytest.mark.parametrize("ends", [(0.1, 0.2), (1, 0), (1, -1), (math.inf, 1), (math.nan, 1), (1, math.nan)])
 def test_schedules_that_rise_or_reach_zero_are_refused(kind, ends):
-    with pytest.raises(ValueError, match=r"start, end are .*; they must be 0 < end <= start|(start|end) is (inf|nan); it must be a number, finite"):
+    said = r"start, end are .*; they must be 0 < end <= start|(start|end) is (inf|nan); it must be a number, finite"
+    with pytest.raises(ValueError, match=said):
         kind(*ends)
 
 
@@ -116,3 +117,5 @@ def test_vp_sigma_is_stable_diffusions_schedule():
         assert float(vp_sigma(torch.tensor(step / 999, dtype=torch.float64))) == pytest.approx(sigma, rel=0.02)
     assert (vp_sigma(u).diff() > 0).all()
     torch.testing.assert_close(vp_sigma(torch.tensor([-1.0, 2.0])), vp_sigma(torch.tensor([0.0, 1.0])))
+    with pytest.raises(ValueError, match="t is nan; it must be from 0 to 1"):
+        vp_sigma(math.nan)  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from msd_teach import IdealDenoiser, product_denoiser, sample, sample_product
 from msd_teach.tensors import noise_like, per_item
 
 
@@ -31,3 +32,16 @@ def test_noise_repeats_with_its_generator_and_follows_x():
     assert torch.equal(first, second)
     assert first.dtype == x.dtype
     assert noise_like(x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("points", [[0.0, 1.0], None, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2) * 1j])
+def test_what_is_no_tensor_of_floats_is_refused_by_everything_that_takes_points(points):
+    denoise = IdealDenoiser(torch.eye(2))
+    for take in (
+        lambda: denoise(points, 0.1),
+        lambda: sample(denoise, points, torch.tensor([1.0, 0.0])),
+        lambda: sample_product(denoise, points, 0.1, torch.tensor([1.0, 0.0])),
+        lambda: product_denoiser(denoise, points, 0.1),
+    ):
+        with pytest.raises(ValueError, match=r"points (are of type .*|have dtype .*); (they|it) must be a"):
+            take()
