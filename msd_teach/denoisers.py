@@ -199,14 +199,22 @@ class counted:
     def __init__(self, denoise: Denoiser):
         self.denoise = denoise
         self.calls = 0
+        self._of: counted | None = None  # which this one is at another scale
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
-        self.calls += self.cost(z, sigma)
+        self._add(self.cost(z, sigma))
         return self.denoise(z, sigma)
+
+    def _add(self, calls: int) -> None:
+        self.calls += calls
+        if self._of is not None:
+            self._of._add(calls)
 
     def cost(self, z: Tensor, sigma: float | Tensor) -> int:
         return cost(self.denoise, z, sigma)
 
-    def rescaled(self, scale: Scale) -> Denoiser:
-        """The counted denoiser at another scale, not counted."""
-        return rescaled(self.denoise, scale)
+    def rescaled(self, scale: Scale) -> counted:
+        """The same at another guidance scale; its calls are counted here too."""
+        other = counted(rescaled(self.denoise, scale))
+        other._of = self
+        return other
