@@ -56,7 +56,7 @@ class IdealDenoiser:
             self.centre = self.data.mean(0, dtype=widest(data.device))
         self._keys: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         half_squares = self.keys(torch.promote_types(data.dtype, torch.float32), data.device)[:, len(self.centre)]
-        self.radius = float((-2 * half_squares.double().min()).sqrt())
+        self.radius = (-2 * half_squares.min().item()) ** 0.5
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         level = per_item(sigma, z)

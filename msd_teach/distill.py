@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .denoisers import Denoiser
 from .targets import Method, Target
-from .tensors import at_least_float32, at_least_one, per_item
+from .tensors import at_least_float32, at_least_one, check_number, per_item
 
 
 class Rendered(NamedTuple):
@@ -27,7 +27,8 @@ class Rendered(NamedTuple):
 
 class StepInfo(NamedTuple):
     """One step: its number, the loss (penalty included), the level σ or λ, the mean |target − x|, denoiser calls an item
-    and seconds so far, and the penalty.
+    and seconds so far, and the penalty. Loss and penalty are those before its last optimiser step, |target − x| is that
+    before its first.
     """
 
     step: int
@@ -70,10 +71,10 @@ def distill(
     """
     at_least_one("steps", steps)
     at_least_one("steps_per_target", steps_per_target)
-    _check(render, optimizer, denoise, method, generator, done)
     for name, limit in (("stop_level", stop_level), ("tolerance", tolerance)):
-        if limit is not None and not (isinstance(limit, Real) and limit >= 0):
-            raise ValueError(f"{name} is {limit!r}; it must be a number >= 0, or None")
+        if limit is not None:
+            check_number(name, limit, low=0.0)
+    _check(render, optimizer, denoise, method, generator, done)
 
     def run() -> Iterator[StepInfo]:
         calls, seconds = (0, 0.0) if done is None else (done.calls, done.seconds)
@@ -86,20 +87,24 @@ def distill(
             own = denoise if rendered.denoise is None else rendered.denoise
             here = at_least_float32(rendered.x.detach())
             with torch.no_grad():
-                target = _checked(method(own, here, step / max(1, steps - 1), generator), here, method)
+                target = method(own, here, step / max(1, steps - 1), generator)
+            target = _fixed(target, here, method)
+            where = f"step {step} ({type(method).__name__}, level {target.level:g})"
+            for name, value in (("x", here), ("the target", target.value), ("its weight", target.weight)):
+                if not torch.as_tensor(value).isfinite().all():
+                    raise FloatingPointError(f"{where}: {name} is not finite")
             if stop_level is not None and target.level < stop_level:
                 return
             shift = (target.value - here).flatten(1).norm(dim=1)
-            where = f"step {step} ({type(method).__name__}, level {target.level:g})"
             after = [stream.get_state() for stream in streams]
             loss = _optimise(rendered, optimizer, target, where)
-            for _ in range(steps_per_target - 1):
+            for again in range(2, steps_per_target + 1):
                 _rewind(streams, before)
                 rendered = _rendered(render(generator))
                 if rendered.x.shape != target.value.shape:
                     said = f"{tuple(target.value.shape)} and then {tuple(rendered.x.shape)}"
                     raise ValueError(f"render returned x of shape {said}; it must keep its shape for one target")
-                loss = _optimise(rendered, optimizer, target, where)
+                loss = _optimise(rendered, optimizer, target, f"{where}, optimiser step {again} of {steps_per_target}")
             _rewind(streams, after)
             calls += target.calls
             if after_step is not None:
@@ -118,12 +123,10 @@ def distill(
 def _optimise(rendered: Rendered, optimizer: torch.optim.Optimizer, target: Target, where: str) -> float:
     """One optimiser step towards the target, and the loss before it."""
     x = at_least_float32(rendered.x)  # a half could not hold the sum
-    if not torch.as_tensor(target.weight).isfinite().all():
-        raise FloatingPointError(f"{where}: the weight of the target is not finite")
     w = per_item(target.weight, x, "weight")
     loss = (w * (x - target.value).square()).sum() / (2 * len(x)) + rendered.penalty
     if not loss.isfinite():
-        raise FloatingPointError(f"{where}: x, its target or the loss is not finite")
+        raise FloatingPointError(f"{where}: the loss is not finite")
     optimizer.zero_grad()
     loss.backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -192,7 +195,7 @@ def _check(render: object, optimizer: object, denoise: object, method: object, g
         _count("done.calls", done.calls)
 
 
-def _checked(target: object, x: Tensor, method: object) -> Target:
+def _fixed(target: object, x: Tensor, method: object) -> Target:
     """The target, held fixed: what a method answers may hang on parameters of its own."""
     value = target.value if isinstance(target, Target) else None
     if not isinstance(target, Target) or not isinstance(value, Tensor) or value.shape != x.shape or value.is_complex():

@@ -5,8 +5,10 @@ Samplers are generators of states, one for each noise level, so that `*path, x =
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import pairwise
 from math import inf
 
@@ -38,7 +40,42 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat([levels, levels.new_zeros(1)])
 
 
-def vp_sigma(t: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False, repr=False)
+class LevelTable:
+    """σ at time t in [0, 1] from ascending noise levels (n,), log σ linear between them: t of any shape, float64.
+
+    Two of equal levels are equal, and say the same: settings may hold one (see `schedules.Settings`).
+
+    Raises:
+        ValueError: when called, a time that is NaN.
+    """
+
+    levels: Tensor
+
+    def __call__(self, t: float | Tensor) -> Tensor:
+        place = torch.as_tensor(t).to("cpu", torch.float64).clamp(0, 1) * (len(self.levels) - 1)
+        if place.isnan().any():
+            raise ValueError(f"t is {t}; it must be from 0 to 1")
+        below = place.floor().long().clamp(max=len(self.levels) - 2)
+        return torch.lerp(self._logs[below], self._logs[below + 1], place - below).exp()
+
+    @cached_property
+    @torch.inference_mode(False)  # a later reader may want gradients beside them
+    def _logs(self) -> Tensor:
+        return self.levels.to("cpu", torch.float64).log()
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256(self.levels.to("cpu", torch.float64).numpy().tobytes()).hexdigest()[:12]
+        return f"LevelTable({len(self.levels)} levels, {self.levels[0]:.4g} to {self.levels[-1]:.4g}, {digest})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LevelTable) and torch.equal(self.levels, other.levels)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def vp_sigma(t: float | Tensor) -> Tensor:
     """σ at time t ∈ [0, 1] of Stable Diffusion's schedule: .029 at 0, 14.6 at 1; any shape, float64.
 
     The scaled-linear schedule has √β from √.00085 to √.012 in 1000 steps; σ = √((1 − ᾱ)/ᾱ), log σ linear between steps.
@@ -47,20 +84,15 @@ def vp_sigma(t: Tensor) -> Tensor:
     Raises:
         ValueError: a time that is NaN.
     """
-    table = _vp_log_sigmas()
-    place = torch.as_tensor(t, dtype=torch.float64).clamp(0, 1) * (len(table) - 1)
-    if place.isnan().any():
-        raise ValueError(f"t is {t}; it must be from 0 to 1")
-    below = place.floor().long().clamp(max=len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], place - below).exp()
+    return _vp_levels()(t)
 
 
 @cache
 @torch.inference_mode(False)
-def _vp_log_sigmas() -> Tensor:
+def _vp_levels() -> LevelTable:
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = (1 - beta).cumprod(0)
-    return ((1 - alpha_bar) / alpha_bar).log() / 2
+    return LevelTable(((1 - alpha_bar) / alpha_bar).sqrt())
 
 
 def sample(denoise: Denoiser, z: Tensor, sigmas: Tensor, solver: str = "heun") -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """How bandwidths fall over a run, how score distillation draws its noise levels, and how it weighs them.
 
-All of them are values: their repr says all of them, equal ones compare equal, and they pickle.
+The classes are values: their repr says all of them, equal ones compare equal, and they pickle. So do methods that are
+made of them, as long as a function given in their place has a name; what is behind a lambda no repr can say.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -15,19 +17,20 @@ import torch
 from torch import Tensor
 
 from .sampling import karras_sigmas, vp_sigma
-from .tensors import at_least_one
+from .tensors import at_least_one, check_function, check_number
 
 Schedule = Callable[[float], float]
 """Progress through the run, 0 to 1, to a bandwidth or noise level; never increasing."""
 
 SigmaLaw = Callable[[Tensor, float], Tensor]
-"""Uniform variates u in (0, 1) and the progress through the run, to noise levels: an inverse distribution function."""
+"""Uniform variates u in (0, 1), in float64 on the CPU, and the progress through the run, to noise levels: an inverse
+distribution function."""
 
 Weight = Callable[[Tensor], Tensor]
 """Noise level σ to the weight of x − D(x + σn; σ)."""
 
-Levels = Callable[[Tensor], Tensor]
-"""Time t in [0, 1] to the noise level σ of a model: `vp_sigma` for Stable Diffusion's, `prior.level` for a model's own."""
+Level = Callable[[Tensor], Tensor]
+"""Time t in [0, 1] to a model's noise level σ: `vp_sigma` for Stable Diffusion's schedule, `prior.level` for its own."""
 
 
 class Settings:
@@ -60,7 +63,9 @@ class _Falling(Settings):
     end: float
 
     def __post_init__(self):
-        if not 0 < self.end <= self.start < math.inf:
+        check_number("start", self.start)
+        check_number("end", self.end)
+        if not 0 < self.end <= self.start:
             raise ValueError(f"start, end are {self.start}, {self.end}; they must be 0 < end <= start")
 
 
@@ -103,7 +108,9 @@ class uniform_sigma(Settings):
     high: float = 5.0
 
     def __post_init__(self):
-        if not 0 < self.low <= self.high < math.inf:
+        check_number("low", self.low)
+        check_number("high", self.high)
+        if not 0 < self.low <= self.high:
             raise ValueError(f"low, high are {self.low}, {self.high}; they must be 0 < low <= high")
 
     def __call__(self, u: Tensor, progress: float) -> Tensor:
@@ -112,18 +119,21 @@ class uniform_sigma(Settings):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class uniform_time(Settings):
-    """t uniform between `low` and `high`, σ = levels(t): on Stable Diffusion's schedule in DreamFusion's range by default."""
+    """t uniform between `low` and `high`, σ = level(t): on Stable Diffusion's schedule in DreamFusion's range by default."""
 
     low: float = 0.02
     high: float = 0.98
-    levels: Levels = vp_sigma
+    level: Level = vp_sigma
 
     def __post_init__(self):
+        check_function("level", self.level, "vp_sigma or prior.level")
+        check_number("low", self.low)
+        check_number("high", self.high)
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"low, high are {self.low}, {self.high}; they must be 0 <= low < high <= 1")
 
     def __call__(self, u: Tensor, progress: float) -> Tensor:
-        return self.levels(self.low + (self.high - self.low) * u)
+        return self.level(self.low + (self.high - self.low) * u)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -154,8 +164,11 @@ class sigmas_around(Settings):
 
     def __post_init__(self):
         at_least_one("steps", self.steps)
+        check_number("span", self.span)
+        if self.top is not None and not (isinstance(self.top, Real) and 0 < self.top < math.inf):
+            raise ValueError(f"top is {self.top!r}; it must be above 0 and finite, or None")
         if not 1 < self.span < math.inf:
-            raise ValueError(f"span is {self.span}; it must be above 1, and finite")
+            raise ValueError(f"span is {self.span}; it must be above 1")
 
     def __call__(self, bandwidth: float) -> Tensor:
         """Levels (steps + 1,) in float64; ValueError where bandwidth/span is not below `top`."""

@@ -21,7 +21,7 @@ from .denoisers import Denoiser, IdealDenoiser, counted, rescaled
 from .product import KERNELS, sample_product
 from .sampling import SOLVERS, descending, invert, sample, solver_step, vp_sigma
 from .schedules import (
-    Levels,
+    Level,
     Schedule,
     Settings,
     SigmaLaw,
@@ -31,7 +31,7 @@ from .schedules import (
     linear,
     uniform_time,
 )
-from .tensors import at_least_one, noise_like, per_item, widest
+from .tensors import at_least_one, check_function, check_number, noise_like, per_item, widest
 
 
 class Target(NamedTuple):
@@ -76,6 +76,7 @@ class SDS(Settings):
 
     def __post_init__(self):
         at_least_one("samples", self.samples)
+        _check_law(self.sigma, self.weight)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         denoise = counted(denoise)
@@ -97,6 +98,10 @@ class VSD(Settings):
     particles: Callable[[Tensor, Denoiser], Denoiser]
     sigma: SigmaLaw = field(default_factory=uniform_time)
     weight: Weight = dreamfusion_weight
+
+    def __post_init__(self):
+        check_function("particles", self.particles, "ideal_particles")
+        _check_law(self.sigma, self.weight)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         prior, own = counted(denoise), counted(self.particles(x, denoise))
@@ -127,58 +132,70 @@ def ideal_particles(x: Tensor, denoise: Denoiser) -> Denoiser:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class SDI(Settings):
-    """Score distillation via inversion (Lukoianov et al. 2024): SDS whose noise is found by inverting x.
-
-    x is inverted in Euler steps of 1/steps up to the time t = time(progress) + U(0, 1/steps) of the model's schedule
-    `levels`, with fresh noise of share `noise` at each step; the target is D(z; σ(t)) with weight 1. One t serves the
-    whole batch. `inversion` is the guidance scale on the way up, usually negative; None: the denoiser as it is.
-    """
-
+class _Inverting(Settings):
     inversion: float | Denoiser | None = None
     time: Schedule = field(default_factory=lambda: linear(0.98, 0.25))
     steps: int = 10
     noise: float = 0.3
-    levels: Levels = vp_sigma
+    level: Level = vp_sigma
 
     def __post_init__(self):
         at_least_one("steps", self.steps)
         check_falling(self.time, "time")
+        check_number("noise", self.noise, low=0.0)
+        check_function("level", self.level, "vp_sigma or prior.level")
         _check_second("inversion", self.inversion)
+
+    def _inverted(
+        self, back: Denoiser, x: Tensor, progress: float, solver: str, generator: torch.Generator | None
+    ) -> tuple[list[float], Tensor]:
+        """Noise levels from t = 0 to t = time(progress) + U(0, 1/steps), and x carried up to the last of them."""
+        t = min(self.time(progress) + _uniform(generator) / self.steps, 1.0)
+        grid = [i / self.steps for i in range(self.steps) if i / self.steps < t] + [t]
+        sigmas = self.level(torch.tensor(grid, dtype=torch.float64)).tolist()
+        z = x
+        for low, high in pairwise(sigmas):
+            z = solver_step(back, z, low, high, solver)
+            variance = low**2 * (high**2 - low**2) / high**2 * (1 + high**2) / (1 + low**2)
+            z = z + self.noise * variance**0.5 * noise_like(x, generator)
+        return sigmas, z
+
+
+class SDI(_Inverting):
+    """Score distillation via inversion (Lukoianov et al. 2024): SDS whose noise is found by inverting x.
+
+    x is inverted in Euler steps of 1/steps up to the time t = time(progress) + U(0, 1/steps) of the model's schedule
+    `level`, with fresh noise of share `noise` at each step; the target is D(z; σ(t)) with weight 1. One t serves the
+    whole batch. `inversion` is the guidance scale on the way up, usually negative; None: the denoiser as it is.
+    """
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         prior, back = counted(denoise), _second(denoise, self.inversion)
-        sigmas, z = _inverted(back, x, self.time(progress), self.steps, self.noise, self.levels, generator)
+        sigmas, z = self._inverted(back, x, progress, "euler", generator)
         return Target(prior(z, sigmas[-1]), 1.0, prior.calls + back.calls, sigmas[-1])
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PFD(Settings):
+class PFD(_Inverting):
     """Probability-flow distillation (arXiv 2605.09071): SDI with the whole way down in place of its one Euler step.
 
-    x is inverted as in `SDI`, and the flow is then solved from there to σ = 0 on the same noise levels; the target is
-    where it ends, with weight 1. Where `inversion` is the denoiser itself and `noise` is 0, up and down are one flow,
-    and the target is x up to the solver's error, whatever x is.
+    x is inverted as in `SDI`, and the flow is solved back down over the same noise levels; the target is where it ends,
+    with weight 1. It ends at σ(0), where DDIM takes x for clean, as it did on the way up: down to 0 it would smooth x by
+    that level once more. Where `inversion` is the denoiser itself and `noise` is 0, up and down are one flow, and the
+    target is x up to the solver's error, whatever x is.
     """
 
-    inversion: float | Denoiser | None = None
-    time: Schedule = field(default_factory=lambda: linear(0.98, 0.25))
-    steps: int = 10
-    noise: float = 0.3
-    levels: Levels = vp_sigma
     solver: str = "euler"
 
     def __post_init__(self):
-        at_least_one("steps", self.steps)
-        check_falling(self.time, "time")
-        _check_second("inversion", self.inversion)
+        super().__post_init__()
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; it may be one of {', '.join(SOLVERS)}")
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         prior, back = counted(denoise), _second(denoise, self.inversion)
-        sigmas, z = _inverted(back, x, self.time(progress), self.steps, self.noise, self.levels, generator, self.solver)
-        *_, y = sample(prior, z, torch.tensor([*reversed(sigmas), 0.0], dtype=torch.float64), self.solver)
+        sigmas, z = self._inverted(back, x, progress, self.solver, generator)
+        *_, y = sample(prior, z, torch.tensor(sigmas[::-1], dtype=torch.float64), self.solver)
         return Target(y, 1.0, prior.calls + back.calls, sigmas[-1])
 
 
@@ -186,7 +203,7 @@ class PFD(Settings):
 class ISM(Settings):
     """Interval score matching (Liang et al. 2023): the target is x − σ_t [ε(z_t; t) − ε_uncond(z_s; s)].
 
-    x is inverted in `steps` Euler steps to time s, and one `interval` further to t on the model's schedule `levels`; t
+    x is inverted in `steps` Euler steps to time s, and one `interval` further to t on the model's schedule `level`; t
     is uniform in `times`, one for the whole batch. `uncond` is the guidance scale of the inversion, 0 in the paper of
     ISM; None: the denoiser as it is.
     """
@@ -195,11 +212,17 @@ class ISM(Settings):
     steps: int = 5
     interval: float = 0.05
     times: tuple[float, float] = (0.07, 0.98)
-    levels: Levels = vp_sigma
+    level: Level = vp_sigma
 
     def __post_init__(self):
         at_least_one("steps", self.steps)
         _check_second("uncond", self.uncond)
+        check_function("level", self.level, "vp_sigma or prior.level")
+        check_number("interval", self.interval)
+        if not isinstance(self.times, tuple) or len(self.times) != 2:
+            raise ValueError(f"times is {self.times!r}; it must be (low, high)")
+        for time in self.times:
+            check_number("times", time)
         if not 0 < self.interval <= self.times[0] <= self.times[1] <= 1:
             said = f"interval, times are {self.interval}, {self.times}"
             raise ValueError(f"{said}; they must be 0 < interval <= low <= high <= 1")
@@ -209,8 +232,8 @@ class ISM(Settings):
         low, high = self.times
         t = low + (high - low) * _uniform(generator)
         grid = torch.linspace(0, t - self.interval, self.steps + 1, dtype=torch.float64)
-        *sigmas, s = self.levels(grid).tolist()
-        σ = float(self.levels(torch.tensor(t, dtype=torch.float64)))
+        *sigmas, s = self.level(grid).tolist()
+        σ = float(self.level(torch.tensor(t, dtype=torch.float64)))
         z = x
         for here, there in pairwise([*sigmas, s]):
             z = solver_step(back, z, here, there, "euler")
@@ -260,10 +283,10 @@ class MSD(Settings):
         descending(self._grid(self.bandwidth(0.0)), self.solver)
         descending(self._grid(self.bandwidth(1.0)), self.solver)
         _check_second("inversion", self.inversion)
-        if self.inversion is not None and self.kernel != "exponential":
-            raise ValueError(f"inversion belongs to kernel='exponential'; kernel is {self.kernel!r}")
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; it may be one of {', '.join(KERNELS)}")
+        if self.inversion is not None and self.kernel != "exponential":
+            raise ValueError(f"inversion belongs to kernel='exponential'; kernel is {self.kernel!r}")
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         prior, λ = counted(denoise), self.bandwidth(progress)
@@ -293,32 +316,15 @@ def _second(denoise: Denoiser, second: float | Denoiser | None) -> counted:
     return counted(second if callable(second) else rescaled(denoise, float(second)))
 
 
+def _check_law(sigma: SigmaLaw, weight: Weight) -> None:
+    check_function("sigma", sigma, "uniform_time()")
+    check_function("weight", weight, "dreamfusion_weight")
+
+
 def _check_second(name: str, second: float | Denoiser | None) -> None:
     finite = isinstance(second, Real) and math.isfinite(second)
     if not (second is None or finite or callable(second)):
         raise ValueError(f"{name} is {second!r}; it must be a finite guidance scale, a denoiser or None")
-
-
-def _inverted(
-    back: Denoiser,
-    x: Tensor,
-    time: float,
-    steps: int,
-    noise: float,
-    levels: Levels,
-    generator: torch.Generator | None,
-    solver: str = "euler",
-) -> tuple[list[float], Tensor]:
-    """Noise levels from t = 0 to t = time + U(0, 1/steps), and x carried up to the last of them (see `SDI`)."""
-    t = min(time + _uniform(generator) / steps, 1.0)
-    grid = [i / steps for i in range(steps) if i / steps < t] + [t]
-    sigmas = levels(torch.tensor(grid, dtype=torch.float64)).tolist()
-    z = x
-    for low, high in pairwise(sigmas):
-        z = solver_step(back, z, low, high, solver)
-        variance = low**2 * (high**2 - low**2) / high**2 * (1 + high**2) / (1 + low**2)
-        z = z + noise * variance**0.5 * noise_like(x, generator)
-    return sigmas, z
 
 
 def _uniform(generator: torch.Generator | None) -> float:

@@ -20,6 +20,19 @@ def at_least_one(name: str, count: object) -> int:
     return int(count)
 
 
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuses, with a ValueError, what is no finite number, or lies outside low <= value <= high."""
+    if not isinstance(value, Real) or not math.isfinite(value) or not low <= float(value) <= high:
+        wanted = "finite" if high == math.inf and low == -math.inf else f"from {low:g} to {high:g}, and finite"
+        raise ValueError(f"{name} is {value!r}; it must be a number, {wanted}")
+
+
+def check_function(name: str, value: object, example: str) -> None:
+    """Refuses, with a ValueError, what cannot be called; `example` says what would do."""
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{name} is {value!r}; it must be a function, such as {example}")
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """x, in float32 where it is in half precision: a sampler's state could not hold its small steps."""
     check_points(x)

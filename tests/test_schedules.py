@@ -44,7 +44,8 @@ def test_the_middle_tells_the_schedules_apart():
 @pytest.mark.parametrize("kind", [linear, geometric, cosine])
 @pytest.mark.parametrize("ends", [(0.1, 0.2), (1, 0), (1, -1), (math.inf, 1), (math.nan, 1), (1, math.nan)])
 def test_schedules_that_rise_or_reach_zero_are_refused(kind, ends):
-    with pytest.raises(ValueError, match=r"start, end are .*; they must be 0 < end <= start"):
+    said = r"start, end are .*; they must be 0 < end <= start|(start|end) is (inf|nan); it must be a number, finite"
+    with pytest.raises(ValueError, match=said):
         kind(*ends)
 
 
@@ -87,8 +88,11 @@ def test_laws_are_inverse_distribution_functions():
 
 
 def test_laws_are_refused_outside_their_range():
-    for low, high in ((0, 1), (2, 1), (1, math.inf), (math.nan, 1)):
+    for low, high in ((0, 1), (2, 1)):
         with pytest.raises(ValueError, match=f"low, high are {low}, {high}; they must be 0 < low <= high"):
+            uniform_sigma(low, high)
+    for low, high in ((1, math.inf), (math.nan, 1)):
+        with pytest.raises(ValueError, match=r"(low|high) is (inf|nan); it must be a number, finite"):
             uniform_sigma(low, high)
     for low, high in ((-0.1, 0.5), (0.5, 0.5), (0.2, 1.1)):
         with pytest.raises(ValueError, match=f"low, high are {low}, {high}; they must be 0 <= low < high <= 1"):

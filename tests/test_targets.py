@@ -29,7 +29,7 @@ from msd_teach import (
     sample_product,
 )
 from msd_teach.plane.landscape import sds_field, stationary_points
-from msd_teach.sampling import vp_sigma
+from msd_teach.sampling import LevelTable, vp_sigma
 from msd_teach.schedules import (
     annealed,
     chain_rule_weight,
@@ -45,6 +45,7 @@ from msd_teach.schedules import (
 from msd_teach.targets import ideal_particles
 
 MIXTURE, OTHER = random_mixture(1, thinnest=0.2), random_mixture(2, thinnest=0.2)
+SMOOTH = random_mixture(1, thinnest=0.5)
 SIGMAS = karras_sigmas(6, 0.01, 4)
 
 
@@ -343,6 +344,22 @@ def test_bad_settings_are_refused_when_the_method_is_made():
             make()
     with pytest.raises(ValueError, match="solver is 'DDIM'; it may be one of heun, euler"):
         PFD(solver="DDIM")
+    table = torch.ones(3)
+    for said, make in {
+        r"noise is nan; it must be a number": lambda: SDI(noise=math.nan),
+        r"noise is -1; it must be a number, from 0": lambda: PFD(noise=-1),
+        r"level is tensor.*; it must be a function, such as vp_sigma or prior\.level": lambda: SDI(level=table),  # type: ignore[arg-type]
+        r"sigma is 3\.0; it must be a function, such as uniform_time": lambda: SDS(sigma=3.0),  # type: ignore[arg-type]
+        r"weight is 2\.0; it must be a function": lambda: VSD(ideal_particles, weight=2.0),  # type: ignore[arg-type]
+        r"particles is None; it must be a function": lambda: VSD(None),  # type: ignore[arg-type]
+        r"times is 0\.5; it must be \(low, high\)": lambda: ISM(times=0.5),  # type: ignore[arg-type]
+        r"interval is 'a'; it must be a number": lambda: ISM(interval="a"),  # type: ignore[arg-type]
+        r"start is 'a'; it must be a number": lambda: linear("a", 0.1),  # type: ignore[arg-type]
+        r"top is nan; it must be above 0": lambda: sigmas_around(top=math.nan),
+        r"kernel is 'Eq15'; it may be one of": lambda: MSD("Eq15", constant(0.3), SIGMAS, inversion=1.0),
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            make()
 
 
 # ---------------------------------------------------------------- settings are values
@@ -357,6 +374,8 @@ METHODS = {
     "mean shift": lambda: MeanShift(linear(1.0, 0.1)),
     "MSD": lambda: MSD("exact", linear(1.0, 0.1), SIGMAS, 2),
     "MSD, moving grid": lambda: MSD("exact", linear(1.0, 0.1), sigmas_around(8)),
+    "a model's own levels": lambda: SDI(level=LevelTable(SIGMAS.flip(0)[1:])),
+    "another model's": lambda: SDI(level=LevelTable(2 * SIGMAS.flip(0)[1:])),
 }
 
 
@@ -379,7 +398,9 @@ def test_a_method_is_known_by_what_it_says(name):
 def test_what_is_said_is_all():
     """Noise levels in full, and every nested setting: a method that is read back from its repr is the same."""
     names = globals() | {"tensor": torch.tensor, "vp_sigma": vp_sigma}
-    for make in METHODS.values():
+    for name, make in METHODS.items():
+        if "model's" in name:
+            continue  # a thousand levels are said by their ends and a digest
         said = repr(make()).replace(
             f"sigmas={SIGMAS.tolist()}", f"sigmas=torch.tensor({SIGMAS.tolist()}, dtype=torch.float64)"
         )
@@ -458,13 +479,13 @@ def test_methods_follow_the_models_own_levels():
         asked.append(float(torch.as_tensor(sigma).max()))
         return MIXTURE.denoise(z, sigma)
 
-    for method in (SDI(levels=levels), PFD(levels=levels), ISM(levels=levels), SDS(uniform_time(levels=levels))):
+    for method in (SDI(level=levels), PFD(level=levels), ISM(level=levels), SDS(uniform_time(level=levels))):
         asked.clear()
         target = method(denoise, X, 0.0, seeded())
         assert 0.00999 <= min(asked) <= max(asked) <= 10.001
         assert max(asked) == pytest.approx(target.level, rel=0.3) or isinstance(method, SDS)
     t = 0.02 + 0.96 * torch.rand(1, 5, dtype=torch.float64, generator=seeded())
-    assert SDS(uniform_time(levels=levels))(MIXTURE.denoise, X, 0.0, seeded()).level == pytest.approx(
+    assert SDS(uniform_time(level=levels))(MIXTURE.denoise, X, 0.0, seeded()).level == pytest.approx(
         float(levels(t).mean())
     )
 
@@ -487,13 +508,15 @@ def test_a_device_without_float64_is_served(monkeypatch):
 
 
 def test_pfd_up_and_down_one_flow_is_where_it_was_at_the_solvers_order():
-    """Without fresh noise and with one denoiser the target is x: every point is a fixed point of PFD."""
-    errors = []
-    for steps in (40, 80, 160):
-        pfd = PFD(time=constant(0.6), steps=steps, noise=0.0, solver="heun")
-        errors.append(float((pfd(MIXTURE.denoise, X, 0.0, seeded()).value - X).norm()))
-    # the first step, from the schedule's σ = .029 to 0, is the same in all; its error is of the order of .029²
-    assert errors[-1] < errors[0] < 0.05 * float(X.norm())
+    """Without fresh noise and with one denoiser the target is x: every point is a fixed point of PFD.
+
+    Heun's errors of second order on the way up and down cancel, so that the round trip is of third order.
+    """
+    for solver, order in (("euler", 1), ("heun", 3)):
+        pfds = [PFD(time=constant(0.6), steps=steps, noise=0.0, solver=solver) for steps in (160, 320, 640)]
+        errors = [(pfd(SMOOTH.denoise, X, 0.0, seeded()).value - X).norm().item() for pfd in pfds]
+        orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+        assert all(abs(found - order) < 0.35 for found in orders), (errors, orders)
 
 
 def test_pfd_of_gaussians_is_linear_and_known():
@@ -511,22 +534,7 @@ def test_pfd_of_gaussians_is_linear_and_known():
     pfd = PFD(up, time=constant(1.0), steps=400, noise=0.0, solver="heun")
     found = pfd(guided(narrow, wide, down), X, t, seeded())
     assert found.level == pytest.approx(σ_t)
-    last = down * a**2 / (a**2 + σ_0**2) + (1 - down) * b**2 / (b**2 + σ_0**2)  # the step to 0 ends at D
-    torch.testing.assert_close(found.value, X * grown(up, σ_0, σ_t) / grown(down, σ_0, σ_t) * last, rtol=5e-4, atol=0)
-
-
-def test_sdi_is_one_step_of_pfd():
-    """From the same z, SDI's target is where a single Euler step over the rest of the way ends."""
-    sdi = SDI(-2.0)(guided(MIXTURE.denoise, OTHER.denoise, 3.0), X, 0.3, seeded())
-    pfd = PFD(-2.0, steps=10)
-    assert pfd.levels is vp_sigma
-
-    def linear_denoiser(z: Tensor, sigma: float | Tensor) -> Tensor:
-        return torch.ones_like(z)
-
-    one, whole = SDI()(linear_denoiser, X, 0.3, seeded()), PFD()(linear_denoiser, X, 0.3, seeded())
-    torch.testing.assert_close(one.value, whole.value)  # where D is constant the whole flow is one straight line
-    assert sdi.level == pfd(guided(MIXTURE.denoise, OTHER.denoise, 3.0), X, 0.3, seeded()).level
+    torch.testing.assert_close(found.value, X * grown(up, σ_0, σ_t) / grown(down, σ_0, σ_t), rtol=5e-4, atol=0)
 
 
 # ---------------------------------------------------------------- a grid that follows the bandwidth

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..sampling import LevelTable
+
 
 class Preconditioning(Protocol):
     """The four factors of Eq. 7 as functions of σ, the network's time among them, and the inverse of that time."""
@@ -55,10 +57,7 @@ class _VariancePreserving:
 
     def sigma(self, t: Tensor) -> Tensor:
         """σ at a fractional training step."""
-        table = self._log_levels
-        place = t.clamp(0, len(table) - 1)
-        below = place.floor().long().clamp(max=len(table) - 2)
-        return torch.lerp(table[below], table[below + 1], place - below).exp()
+        return LevelTable(self.levels)(t / (len(self.levels) - 1))
 
 
 class VPEpsilon(_VariancePreserving):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Guided, Scale, check_scale
+from ..sampling import LevelTable
 from ..tensors import noise_like, per_item
 from .loading import check_prompt, fitting, load
 from .parts import check_network, check_pipeline, ddim, noise_levels, prediction_type
@@ -30,8 +31,9 @@ class DiffusionPrior:
 
     Its latents y are (*batch, *shape), scaled to about unit variance; noisy ones are z = y + σn. Attributes: `shape`
     (4, h, w), `name` (what was loaded), `sigma_min` and `sigma_max` (the trained range), `levels` (σ of each training
-    step, float64), `prediction` ("epsilon" or "v_prediction"), `preconditioning`, diffusers' `unet`, `vae` and
-    `pipeline`, and `scheduler` (DDIM on the same levels). The levels are those that the pipeline's scheduler has now.
+    step, float64), `level` (a function of t in [0, 1] to σ, the inverse of `time`: `vp_sigma` for this model's own levels),
+    `prediction` ("epsilon" or "v_prediction"), `preconditioning`, diffusers' `unet`, `vae` and `pipeline`, and
+    `scheduler` (DDIM on the same levels). The levels are those that the pipeline's scheduler has now.
 
     Parameters are frozen; gradients flow to latents and images. The UNet computes in its own precision, and all that is
     returned is float32 or better; an autoencoder in half precision is copied into float32, since its gradient would be
@@ -48,6 +50,7 @@ class DiffusionPrior:
         self.prediction = prediction_type(name, pipeline.scheduler)
         self.preconditioning = {"epsilon": VPEpsilon, "v_prediction": VPVelocity}[self.prediction](levels)
         self.levels, self.sigma_min, self.sigma_max = levels, levels[0].item(), levels[-1].item()
+        self.level = LevelTable(levels)
         self.pipeline, self.name, self.scheduler = pipeline, name, ddim(pipeline.scheduler)
         self.unet: Any = pipeline.unet
         self.vae: Any = pipeline.vae
@@ -190,17 +193,6 @@ class DiffusionPrior:
             raise ValueError(f"sigma is {sigma}; it must be >= 0")
         return self.preconditioning.t(σ) / (len(self.levels) - 1)
 
-    def level(self, t: float | Tensor) -> Tensor:
-        """σ at time t in [0, 1], of t's shape, in float64 on the CPU: `vp_sigma` for this model's own schedule.
-
-        Raises:
-            ValueError: a time that is NaN.
-        """
-        place = torch.as_tensor(t).to("cpu").double()
-        if place.isnan().any():
-            raise ValueError(f"t is {t}; it must be from 0 to 1")
-        return self.preconditioning.sigma(place * (len(self.levels) - 1))
-
     def denoise(self, z: Tensor, sigma: float | Tensor, context: Tensor) -> Tensor:
         """D(z; σ) for z (*batch, 4, h, w) under text embeddings `context` (*batch, tokens, width), in one UNet call.
 
@@ -220,8 +212,6 @@ class DiffusionPrior:
         σ = per_item(sigma, torch.zeros((), dtype=torch.float64).expand(z.shape))
         if σ.ndim and σ.shape[-3:].numel() != 1:
             raise ValueError(f"sigma has shape {tuple(σ.shape)}; it may not vary within a latent")
-        if not σ.isfinite().all():
-            raise ValueError(f"sigma is {sigma}; it must be finite")
         kind, weight = torch.promote_types(z.dtype, torch.float32), self._weight
 
         def beside(factor: Tensor, place: torch.device) -> Tensor:

@@ -133,11 +133,11 @@ def test_every_method_improves_the_verdict_from_a_near_start():
 
     fall, times = geometric(1.2, 0.3), geometric(0.4, 0.1)
     methods = {
-        "SDS": SDS(uniform_time(0.02, 0.6, levels=prior.level), unit_weight),
+        "SDS": SDS(uniform_time(0.02, 0.6, level=prior.level), unit_weight),
         "SDS annealed": SDS(annealed(fall), unit_weight),
-        "SDI": SDI(inversion=1.0, time=times, levels=prior.level),
-        "PFD": PFD(inversion=1.0, time=times, levels=prior.level),
-        "ISM": ISM(uncond=1.0, times=(0.07, 0.5), levels=prior.level),
+        "SDI": SDI(inversion=1.0, time=times, level=prior.level),
+        "PFD": PFD(inversion=1.0, time=times, level=prior.level),
+        "ISM": ISM(uncond=1.0, times=(0.07, 0.5), level=prior.level),
         "mean shift": MeanShift(fall),
         "MSD exact": MSD("exact", fall, sigmas_around(4, span=10.0)),
     }
