@@ -778,7 +778,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Read the table from the end. **Mean shift** gathers everything on the densest spot of the trunk, without a single random number, with one call a step. **MSD** does nearly the same with noise and 17 calls. And **annealed SDS** does what MSD does with one call. On this density, with these settings, the decisive step from "SDS" to "MSD" is not the product sampler; it is letting the noise level fall to the scale of the twigs. Chapter 06 looks for the places where more is true.
+Read the table from the end. **Mean shift** gathers all but a few points on the densest spot of the trunk, without a single random number, with one call a step. **MSD** does nearly the same with noise and 17 calls. And **annealed SDS** does what MSD does with one call. On this density, with these settings, the decisive step from "SDS" to "MSD" is not the product sampler; it is letting the noise level fall to the scale of the twigs. Chapter 06 looks for the places where more is true.
 
 All three score far below the samples of $p$. They should: they seek modes, and a mode is more likely than a sample. It also means that the variety is gone, as the spread shows.
 

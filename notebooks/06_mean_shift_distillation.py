@@ -383,7 +383,7 @@ fig.legend(*top[0].get_legend_handles_labels(), loc="outside upper center", ncol
 figures.show(
     fig,
     alt="Mean −log p (top) and recall (bottom) against the first bandwidth for three densities, with the paper's values as dashed "
-    f"lines. On the fractal −log p falls from {sweep['fractal'][0, 0]:.1f} to {sweep['fractal'][-1, 0]:.1f} and recall, unevenly, to {sweep['fractal'][-1, 2]:.2f}.",
+    f"lines. On the fractal the mean log p rises from {-sweep['fractal'][0, 0]:.1f} to {-sweep['fractal'][-1, 0]:.1f} and recall falls, unevenly, to {sweep['fractal'][-1, 2]:.2f}.",
 )
 
 # %% [markdown]
@@ -1243,7 +1243,7 @@ cast |= {"SDI": lambda q: SDI(), "mean shift": lambda q: MeanShift(falling)}
 cast |= {"MSD, one draw": lambda q: PerfectMSD(q, falling), "mean shift, λ = 0.03": lambda q: MeanShift(constant)}
 recorded = {}
 for (name, q), (method, make) in tqdm(list(itertools.product(densities.items(), cast.items())), leave=False):
-    recorded[name, method] = run(make(q), figures.lattice(pick(smoke=4, laptop=8)), q.denoise)[0][frames]
+    recorded[name, method] = run(make(q), figures.lattice(pick(smoke=4, laptop=7)), q.denoise)[0][frames]
 notes = [f"λ = {falling(min(k, STEPS - 1) / (STEPS - 1)):.3f}" for k in frames]
 levels = {method: notes for method in ("SDS annealed", "mean shift", "MSD, one draw")}
 replay_canvas(recorded, densities, frames, levels, default=("fractal", "SDS, t uniform", "MSD, one draw"))
