@@ -6,6 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -55,10 +56,9 @@ def distill(
 
     `render(generator)` returns x of shape (batch, *event) or a `Rendered`. Squares are summed over an event and
     averaged over the batch. Each of `steps` targets is followed by `steps_per_target` optimiser steps, for which
-    `render` is asked again with the random numbers of the first time: the same cameras, at the new θ. (Without a
-    generator this holds for numbers drawn on the CPU.) The run ends
-    after `steps`, before the first level below `stop_level` (the paper's λ < λ_min), or after the first step whose
-    mean shift |target − x| is below `tolerance`.
+    `render` is asked again with the random numbers of the first time, torch's own too: the same cameras, at the new θ.
+    The run ends after `steps`, before the first level below `stop_level` (the paper's λ < λ_min), or after the first
+    step whose mean shift |target − x| is below `tolerance`.
 
     The generator yields between steps. There belong learning-rate schedules, what a renderer changes during a run,
     trackers and checkpoints: θ, the states of optimizer and generator, and the last `StepInfo`. A run that is given
@@ -71,38 +71,44 @@ def distill(
     """
     at_least_one("steps", steps)
     at_least_one("steps_per_target", steps_per_target)
-    for name, level in (("stop_level", stop_level), ("tolerance", tolerance)):
-        if level is not None:
-            check_number(name, level, low=0.0)
-    _check(optimizer, denoise, method, done)
-    draws = torch.default_generator if generator is None else generator
+    for name, limit in (("stop_level", stop_level), ("tolerance", tolerance)):
+        if limit is not None:
+            check_number(name, limit, low=0.0)
+    _check(render, optimizer, denoise, method, generator, done)
 
     def run() -> Iterator[StepInfo]:
         calls, seconds = (0, 0.0) if done is None else (done.calls, done.seconds)
         after_step = getattr(method, "after_step", None)
         for step in range(0 if done is None else done.step + 1, steps):
             began = time.perf_counter()
-            before = draws.get_state()
+            streams = _streams(generator)
+            before = [stream.get_state() for stream in streams]
             rendered = _rendered(render(generator))
             own = denoise if rendered.denoise is None else rendered.denoise
             here = at_least_float32(rendered.x.detach())
             with torch.no_grad():
                 target = method(own, here, step / max(1, steps - 1), generator)
-            where = f"step {step} ({type(method).__name__}, level {float(getattr(target, 'level', math.nan)):g})"
-            _check_target(target, here, method, where)
+            target = _fixed(target, here, method)
+            where = f"step {step} ({type(method).__name__}, level {target.level:g})"
+            for name, value in (("x", here), ("the target", target.value), ("its weight", target.weight)):
+                if not torch.as_tensor(value).isfinite().all():
+                    raise FloatingPointError(f"{where}: {name} is not finite")
             if stop_level is not None and target.level < stop_level:
                 return
             shift = (target.value - here).flatten(1).norm(dim=1)
-            after = draws.get_state()
+            after = [stream.get_state() for stream in streams]
             loss = _optimise(rendered, optimizer, target, where)
             for again in range(2, steps_per_target + 1):
-                draws.set_state(before)
+                _rewind(streams, before)
                 rendered = _rendered(render(generator))
+                if rendered.x.shape != target.value.shape:
+                    said = f"{tuple(target.value.shape)} and then {tuple(rendered.x.shape)}"
+                    raise ValueError(f"render returned x of shape {said}; it must keep its shape for one target")
                 loss = _optimise(rendered, optimizer, target, f"{where}, optimiser step {again} of {steps_per_target}")
-            draws.set_state(after)
+            _rewind(streams, after)
             calls += target.calls
             if after_step is not None:
-                calls += after_step(own, here, generator) or 0
+                calls += _count("calls of after_step", after_step(own, here, generator) or 0)
             seconds += time.perf_counter() - began
             penalty = float(torch.as_tensor(rendered.penalty).detach())
             info = StepInfo(step, loss, target.level, shift.mean().item(), calls, seconds, penalty)
@@ -124,10 +130,23 @@ def _optimise(rendered: Rendered, optimizer: torch.optim.Optimizer, target: Targ
     optimizer.zero_grad()
     loss.backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        raise ValueError("optimizer has no parameter that render depends on; give it those of render")
     if not torch.nn.utils.get_total_norm(gradients, math.inf).isfinite():
         raise FloatingPointError(f"{where}: the gradient of render is not finite")
     optimizer.step()
     return loss.item()
+
+
+def _streams(generator: torch.Generator | None) -> list[torch.Generator]:
+    """All that a render may draw from: the given generator, and torch's own (a dropout layer takes no other)."""
+    own = [torch.default_generator, *torch.cuda.default_generators]
+    return own if generator is None else [generator, *own]
+
+
+def _rewind(streams: list[torch.Generator], states: list[Tensor]) -> None:
+    for stream, state in zip(streams, states, strict=True):
+        stream.set_state(state)
 
 
 def _rendered(answer: object) -> Rendered:
@@ -140,10 +159,21 @@ def _rendered(answer: object) -> Rendered:
         raise ValueError(
             f"render returned x of shape {said}; it must be (batch >= 1, *event), of floats, with a gradient"
         )
+    if rendered.denoise is not None and not callable(rendered.denoise):
+        raise ValueError(f"render returned denoise {rendered.denoise!r}; it must be a function denoise(z, sigma)")
+    penalty = rendered.penalty
+    single = isinstance(penalty, Tensor) and penalty.numel() == 1 and not penalty.is_complex()
+    if not single and not isinstance(penalty, Real):
+        said = f"of shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else repr(penalty)
+        raise ValueError(f"render returned a penalty {said}; it must be one real number")
     return rendered
 
 
-def _check(optimizer: object, denoise: object, method: object, done: object) -> None:
+def _check(render: object, optimizer: object, denoise: object, method: object, generator: object, done: object) -> None:
+    if not callable(render):
+        raise ValueError(f"render is a {type(render).__name__}; it must be a function render(generator)")
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator is {generator!r}; it must be a torch.Generator or None")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"optimizer is {optimizer!r}; it must be one of torch.optim's, with the parameters of render")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -160,14 +190,29 @@ def _check(optimizer: object, denoise: object, method: object, done: object) -> 
         )
     if not isinstance(done, StepInfo | None):
         raise ValueError(f"done is {done!r}; it must be the last StepInfo of an interrupted run")
+    if done is not None:
+        _count("done.step", done.step)
+        _count("done.calls", done.calls)
 
 
-def _check_target(target: object, x: Tensor, method: object, where: str) -> None:
-    if not isinstance(target, Target) or target.value.shape != x.shape:
-        said = f"a value of shape {tuple(target.value.shape)}" if isinstance(target, Target) else f"{target!r}"
+def _fixed(target: object, x: Tensor, method: object) -> Target:
+    """The target, held fixed: what a method answers may hang on parameters of its own."""
+    value = target.value if isinstance(target, Target) else None
+    if not isinstance(target, Target) or not isinstance(value, Tensor) or value.shape != x.shape or value.is_complex():
+        said = f"a value of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{target!r}"
         raise ValueError(
             f"method {method!r} gave {said}; it must give a Target whose value is like x, {tuple(x.shape)}"
         )
-    for name, value in (("x", x), ("the target", target.value), ("its weight", torch.as_tensor(target.weight))):
-        if not value.isfinite().all():
-            raise FloatingPointError(f"{where}: {name} is not finite")
+    for name, number in (("weight", target.weight), ("level", target.level)):
+        if not isinstance(number, Real | Tensor):
+            raise ValueError(f"method {method!r} gave a target of {name} {number!r}; it must be a number")
+    calls, level = _count("calls of the target", target.calls), float(target.level)
+    if not math.isfinite(level):
+        raise FloatingPointError(f"method {method!r} gave a target of level {level}; it must be finite")
+    return target._replace(value=value.detach(), calls=calls, level=level)
+
+
+def _count(name: str, calls: object) -> int:
+    if not isinstance(calls, Integral) or isinstance(calls, bool) or calls < 0:
+        raise ValueError(f"{name} is {calls!r}; it must be a whole number, at least 0")
+    return int(calls)

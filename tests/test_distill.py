@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,22 @@ def test_the_target_carries_no_gradient():
     assert network.weight.grad is None
 
 
+def test_a_target_that_hangs_on_parameters_is_held_fixed():
+    """A denoiser that answers with a parameter of its own, or that switches gradients on inside: neither is trained."""
+    answer, network = torch.nn.Parameter(draw(1, 5, 2)), torch.nn.Linear(2, 2).double()
+
+    def differentiable(z: Tensor, sigma: float | Tensor) -> Tensor:
+        with torch.enable_grad():
+            return network(z)
+
+    for denoise in (lambda z, sigma: answer, differentiable):
+        θ = points()
+        next(distill(lambda g, θ=θ: θ, torch.optim.SGD([θ], 1.0), denoise, MeanShift(linear(1.0, 1.0)), 1))
+        assert not torch.equal(θ, points())
+    assert answer.grad is None
+    assert network.weight.grad is None
+
+
 def test_one_datum_and_a_level_of_zero_steps():
     datum = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
     θ = points()
@@ -400,6 +417,37 @@ def test_without_a_generator_the_cameras_stay_too():
     assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5]
 
 
+@pytest.mark.parametrize("generator", [None, seeded(3)], ids=["torch's own", "a generator"])
+def test_a_render_that_draws_from_several_streams_is_asked_with_the_same_numbers(generator):
+    """Cameras from the generator, dropout from torch's own stream; the run's later numbers stay as they were."""
+
+    def run(per_target: int) -> list[tuple[float, float]]:
+        θ, seen = points(), []
+        torch.manual_seed(0)
+
+        def render(g: torch.Generator | None) -> Tensor:
+            seen.append((torch.rand((), generator=g).item(), torch.rand(()).item()))
+            return 1.0 * θ
+
+        if generator is not None:
+            generator.manual_seed(3)
+        options = {"generator": generator, "steps_per_target": per_target}
+        list(distill(render, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, SDS(), 3, **options))
+        return seen
+
+    assert run(3) == [numbers for numbers in run(1) for _ in range(3)]
+
+
+def test_a_render_that_changes_its_shape_within_a_target_is_refused():
+    """Five targets would broadcast against one x, and the run go on."""
+    θ, sizes = points(), iter([5, 1])
+    run = distill(
+        lambda g: 1.0 * θ[: next(sizes)], torch.optim.SGD([θ], 0.1), MIXTURE.denoise, SDS(), 1, steps_per_target=2
+    )
+    with pytest.raises(ValueError, match=r"x of shape \(5, 2\) and then \(1, 2\); it must keep its shape"):
+        next(run)
+
+
 # ---------------------------------------------------------------- precision, records, arguments
 
 
@@ -481,3 +529,68 @@ def test_arguments_that_no_run_can_use_are_refused_by_name():
     for method in (lambda *_: torch.zeros(5, 2), lambda *_: Target(torch.zeros(5, 1), 1.0, 1, 1.0)):
         with pytest.raises(ValueError, match=r"must give a Target whose value is like x, \(5, 2\)"):
             next(distill(lambda g: θ, sgd, MIXTURE.denoise, method, 2))  # type: ignore[arg-type]
+
+
+def test_options_that_no_run_can_use_are_refused_at_once():
+    θ = points()
+    record = next(distill(lambda g: θ, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, SDS(), 1))
+    for said, options in {
+        r"generator is 0; it must be a torch\.Generator or None": {"generator": 0},
+        r"stop_level is -1; it must be a number": {"stop_level": -1},
+        r"done\.step is -1; it must be a whole number, at least 0": {"done": record._replace(step=-1)},
+        r"done\.step is 2\.0": {"done": record._replace(step=2.0)},
+        r"done\.calls is None": {"done": record._replace(calls=None)},
+        r"render is a Tensor; it must be a function": {"render": θ},
+    }.items():
+        arguments = {"render": lambda g: θ, "optimizer": torch.optim.SGD([θ], 0.1), "denoise": MIXTURE.denoise}
+        with pytest.raises(ValueError, match=said):
+            distill(**arguments | {"method": SDS(), "steps": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("rendered", "said"),
+    [
+        ({"denoise": MIXTURE}, r"denoise GaussianMixture.*; it must be a function"),
+        ({"penalty": torch.ones(5)}, r"a penalty of shape \(5,\); it must be one real number"),
+        ({"penalty": None}, r"a penalty None; it must be one real number"),
+        ({"penalty": 1j}, r"a penalty 1j; it must be one real number"),
+    ],
+)
+def test_what_comes_with_x_is_looked_at(rendered, said):
+    θ = points()
+    with pytest.raises(ValueError, match=f"render returned {said}"):
+        next(distill(lambda g: Rendered(θ, **rendered), torch.optim.SGD([θ], 0.1), MIXTURE.denoise, SDS(), 1))
+
+
+@pytest.mark.parametrize("calls", [2.5, -1, True, "a", torch.tensor(3)])
+def test_calls_are_whole_numbers(calls):
+    θ = points()
+
+    class Learner:
+        def __call__(self, denoise, x: Tensor, progress: float, generator) -> Target:
+            return Target(torch.zeros_like(x), 1.0, 1, 1.0)
+
+        def after_step(self, denoise, x: Tensor, generator: torch.Generator | None) -> int:
+            return calls
+
+    methods: dict[str, Any] = {
+        "after_step": Learner(),
+        "the target": lambda *_: Target(torch.zeros(5, 2), 1.0, calls, 1.0),
+    }
+    for said, method in methods.items():
+        with pytest.raises(ValueError, match=f"calls of {said} is .*; it must be a whole number, at least 0"):
+            next(distill(lambda g: 1.0 * θ, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, method, 1))
+
+
+@pytest.mark.parametrize("field", ["weight", "level"])
+def test_a_target_of_other_fields_is_refused(field):
+    θ, target = points(), Target(torch.zeros(5, 2), 1.0, 1, 0.5)._replace(**{field: None})
+    method: Any = lambda *_: target  # noqa: E731
+    with pytest.raises(ValueError, match=f"gave a target of {field} None; it must be a number"):
+        next(distill(lambda g: 1.0 * θ, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, method, 1))
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    θ, other = points(), points()
+    with pytest.raises(ValueError, match="optimizer has no parameter that render depends on"):
+        next(distill(lambda g: 1.0 * θ, torch.optim.SGD([other], 0.1), MIXTURE.denoise, SDS(), 1))
