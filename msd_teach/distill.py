@@ -93,7 +93,9 @@ def distill(
             for name, value in (("x", here), ("the target", target.value), ("its weight", target.weight)):
                 if not torch.as_tensor(value).isfinite().all():
                     raise FloatingPointError(f"{where}: {name} is not finite")
-            if stop_level is not None and target.level < stop_level:
+            if stop_level is not None and not target.level >= stop_level:
+                if math.isnan(target.level):
+                    raise ValueError(f"stop_level is {stop_level}, and {method!r} has no level; leave it out")
                 return
             shift = (target.value - here).flatten(1).norm(dim=1)
             after = [stream.get_state() for stream in streams]
@@ -207,8 +209,6 @@ def _fixed(target: object, x: Tensor, method: object) -> Target:
         if not isinstance(number, Real | Tensor):
             raise ValueError(f"method {method!r} gave a target of {name} {number!r}; it must be a number")
     calls, level = _count("calls of the target", target.calls), float(target.level)
-    if not math.isfinite(level):
-        raise FloatingPointError(f"method {method!r} gave a target of level {level}; it must be finite")
     return target._replace(value=value.detach(), calls=calls, level=level)
 
 

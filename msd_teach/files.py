@@ -93,7 +93,7 @@ class Checkpoint:
     are what the run changes: networks, optimisers, methods with a state, tensors, `torch.Generator`s.
 
     Raises:
-        ValueError: a part that has no state to keep, or an identity beyond JSON's types.
+        ValueError: a part that has no state to keep, an identity beyond JSON's types, or one that names a lambda.
     """
 
     def __init__(
@@ -108,6 +108,9 @@ class Checkpoint:
                 raise ValueError(f"{name} is {part!r}; it must be a tensor, a generator, or have a state_dict")
         self.path, self.parts = Path(path), parts
         self.identity = {name: _as_json(name, value) for name, value in identity.items()}
+        for name, said in self.identity.items():
+            if "<lambda>" in said:
+                raise ValueError(f"{name} is {said}; a lambda does not say what it does: give a function with a name")
 
     def save(self, **numbers: float | str | None) -> None:
         """Writes the state of every part, and numbers such as the step.

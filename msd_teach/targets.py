@@ -142,6 +142,8 @@ class _Inverting(Settings):
     def __post_init__(self):
         at_least_one("steps", self.steps)
         check_falling(self.time, "time")
+        if self.time(0.0) > 1:
+            raise ValueError(f"time begins at {self.time(0.0)}; it is t in (0, 1], not a noise level")
         check_number("noise", self.noise, low=0.0)
         check_function("level", self.level, "vp_sigma or prior.level")
         _check_second("inversion", self.inversion)

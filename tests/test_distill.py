@@ -594,3 +594,16 @@ def test_an_optimizer_of_other_parameters_is_refused():
     θ, other = points(), points()
     with pytest.raises(ValueError, match="optimizer has no parameter that render depends on"):
         next(distill(lambda g: 1.0 * θ, torch.optim.SGD([other], 0.1), MIXTURE.denoise, SDS(), 1))
+
+
+def test_a_target_may_have_no_level_but_not_where_one_is_asked_for():
+    θ = points()
+    assert math.isnan(
+        next(distill(lambda g: θ, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, pull(0.0, level=math.nan), 2)).level
+    )
+    with pytest.raises(ValueError, match=r"stop_level is 0\.1, and .* has no level; leave it out"):
+        next(
+            distill(
+                lambda g: θ, torch.optim.SGD([θ], 0.1), MIXTURE.denoise, pull(0.0, level=math.nan), 2, stop_level=0.1
+            )
+        )

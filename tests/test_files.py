@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from msd_teach.files import Checkpoint, load, save_atomically
+from msd_teach.schedules import annealed
 
 
 class Averaged:
@@ -219,3 +220,10 @@ def test_killed_at_any_moment_a_writer_leaves_a_whole_file(tmp_path):
             value = torch.stack(load(path))
             assert value.shape == (10, 20_000) and (value == value[0, 0]).all()
     assert list(tmp_path.glob("*.partial"))  # some were killed in the middle of a write
+
+
+def test_a_setting_that_is_a_lambda_is_refused(tmp_path):
+    """Two lambdas say the same whatever they do, so that a run of other settings would be taken for this one."""
+    for schedule in (lambda progress: 0.1, lambda progress: 0.2):
+        with pytest.raises(ValueError, match=r"method is .*<lambda>.*; a lambda does not say what it does"):
+            Checkpoint(tmp_path / "run.pt", {"method": repr(annealed(schedule))})

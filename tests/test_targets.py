@@ -348,6 +348,7 @@ def test_bad_settings_are_refused_when_the_method_is_made():
     for said, make in {
         r"noise is nan; it must be a number": lambda: SDI(noise=math.nan),
         r"noise is -1; it must be a number, from 0": lambda: PFD(noise=-1),
+        r"time begins at 14\.6; it is t in": lambda: SDI(time=linear(14.6, 0.03)),
         r"level is tensor.*; it must be a function, such as vp_sigma or prior\.level": lambda: SDI(level=table),  # type: ignore[arg-type]
         r"sigma is 3\.0; it must be a function, such as uniform_time": lambda: SDS(sigma=3.0),  # type: ignore[arg-type]
         r"weight is 2\.0; it must be a function": lambda: VSD(ideal_particles, weight=2.0),  # type: ignore[arg-type]
