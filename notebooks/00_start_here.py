@@ -211,7 +211,7 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 | 05 Solve a stiff product flow | exponential steps, stiffness, clocks, inversion | yes |
 | 06 Distil by mean shift | the paper's algorithm, its controls, its figures and tables in the plane | yes |
 | 07 Train a denoiser and find its errors | a network in the place of the formula | yes |
-| 08 Stable Diffusion | the same sampler on a text-to-image model | planned |
+| 08 Use Stable Diffusion as a denoiser | the same sampler on a text-to-image model | yes |
 | 09 text to 2-D | an image from a prompt | planned |
 | 10 text to 3-D | an object from a prompt | planned |
 | 11 reproduction | every table of the paper beside ours | planned |

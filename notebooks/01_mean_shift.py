@@ -567,13 +567,13 @@ right.legend(loc="lower right")
 figures.show(
     fig,
     alt="Left: distance to the mode against iteration on a log axis for three bandwidths, straight lines that match the dotted "
-    "predictions. Right: factor per step against bandwidth; for the density it nears 1 as the bandwidth falls, for samples it drops to 0; both peak at 0.23.",
+    "predictions. Right: factor per step against bandwidth; for the density it nears 1 as the bandwidth falls, for samples it drops to 0; both peak near 0.24.",
 )
 
 # %% [markdown]
 r"""
 For a density, a small bandwidth makes small steps: $q$ becomes as narrow as the kernel, $\operatorname{Cov}_q \to \lambda^2 I$, and ρ → 1. That is the price of accuracy, and the timidity seen above. For data, a small bandwidth holds a single datum, the covariance is zero and one step arrives:
-fast, at a worthless answer. Both curves peak near λ = .23, where the five summits of the pinwheel merge (did you find it on the canvas?): at a bifurcation the landscape is flat in one direction, an eigenvalue of $J$ is 1, and mean shift stalls. The samples have many small mergers of their own, hence their ragged curve.
+fast, at a worthless answer. Both curves peak near λ = .24, where the five summits of the pinwheel merge (did you find it on the canvas?): at a bifurcation the landscape is flat in one direction, an eigenvalue of $J$ is 1, and mean shift stalls. The samples have many small mergers of their own, hence their ragged curve.
 """
 
 # %% tags=["check"]
@@ -649,7 +649,7 @@ axes[0].set_ylabel("distance to the mode / λ")
 figures.show(
     fig,
     alt="Distance to a mode against iteration for four step lengths, two panels. Started a thousandth of a bandwidth away, steps "
-    "below the predicted edge shrink the distance; above it the distance grows until it is about a bandwidth and stays there.",
+    "below the predicted edge shrink the distance; above it the distance grows until it is one to two bandwidths and stays there.",
 )
 
 # %% [markdown]
@@ -700,7 +700,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-At the small end the method has learned the training set by heart: every datum is a mode and moves nowhere. Chapter 02 meets the same failure under the name *memorisation*. A plateau, here at five, is the usual sign of a bandwidth that sees structure; nobody guarantees that there is one.
+At the small end the method has learned the training set by heart: nearly every datum is a mode and hardly moves. Chapter 02 meets the same failure under the name *memorisation*. A plateau, here at five, is the usual sign of a bandwidth that sees structure; nobody guarantees that there is one.
 
 ## The colours of a photograph
 

@@ -290,7 +290,7 @@ def cdf(z, sigma):  # of the one-dimensional mixture, F_σ
 
 
 high, low = 8.0, 0.02
-sigmas = karras_sigmas(24, low, high)[:-1]
+sigmas = karras_sigmas(25, low, high)[:-1]
 start = high * torch.special.ndtri(torch.linspace(1 / 30, 29 / 30, 15, dtype=torch.float64))[:, None]
 track = torch.stack(list(sample(line.denoise, start, sigmas)))[..., 0].T  # (points, levels)
 
@@ -310,7 +310,7 @@ figures.show(
 
 # %% tags=["check"]
 for steps in (16, 64, 256):
-    grid = karras_sigmas(steps, low, high)[:-1]
+    grid = karras_sigmas(steps + 1, low, high)[:-1]
     *_, end = sample(line.denoise, start, grid)
     error = (cdf(end, low) - cdf(start, high)).abs().max().item()
     print(f"{steps:3} Heun steps: max |F(end) − F(start)| = {error:.1e}")
@@ -420,7 +420,7 @@ for solver in ("euler", "heun"):
     error[solver], astray[solver] = [], []
     for count in steps.tolist():
         *_, end = sample(
-            line.denoise, high * torch.special.ndtri(quantile), karras_sigmas(count, low, high)[:-1], solver
+            line.denoise, high * torch.special.ndtri(quantile), karras_sigmas(count + 1, low, high)[:-1], solver
         )
         error[solver].append((cdf(end, low) - cdf(high * torch.special.ndtri(quantile), high)).square().mean().sqrt())
         *_, end = sample(few, 5 * starts, karras_sigmas(count, 0.002, 5), solver)
@@ -580,7 +580,7 @@ ax.legend(fontsize=9)
 figures.show(
     fig,
     alt="Median distance of samples to the nearest training point against the final noise level, log-log. The sampler with D* "
-    "and the one-line program coincide and follow σ times 1.18 until they pass the level of fresh points and bend.",
+    "and the one-line program coincide and follow σ times 1.18 at small σ, and bend away below it before they reach the level of fresh points.",
 )
 
 # %% tags=["check"]
@@ -654,7 +654,7 @@ counts = pick(smoke=[16, 32, 64], laptop=[16, 32, 64, 128])
 for solver, order in (("euler", 1), ("heun", 3)):
     errors = []
     for count in counts:
-        grid = karras_sigmas(count, 0.02, 5.0)[:-1]  # without the level 0, where the ODE divides by 0
+        grid = karras_sigmas(count + 1, 0.02, 5.0)[:-1]  # without the level 0, where the ODE divides by 0
         *_, encoded = invert(smooth.denoise, x, grid, solver)
         *_, back = sample(smooth.denoise, encoded, grid, solver)
         errors.append((back - x).square().sum(-1).mean().sqrt())
@@ -753,7 +753,7 @@ for ax, title in zip(axes[0], [f"{sigmas[i]:.2g}" for i in chosen] + ["sample", 
     ax.set_title(title, loc="center", fontsize=9)
 figures.show(
     fig,
-    alt="Three digits emerge from noise: the denoiser's guess at noise levels from 40 to about 0.5 goes from one blurred "
+    alt="Three digits emerge from noise: the denoiser's guess at noise levels from 40 to about 0.25 goes from one blurred "
     "mean to a sharp digit, then the finished sample and the nearest training digit, which is the same picture.",
 )
 

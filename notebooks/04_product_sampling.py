@@ -933,10 +933,6 @@ staying too close to $x$ is what an overshooting guide needs.
 
 A distillation should not ask which estimator is best, but when. Chapter 06 lets all of them run.
 
-## Exercises
-
-
-
 ### Open task 4 · A kernel that is noised as well
 
 Blurring the kernel as the density is blurred gives a third sum, $\nabla\log p_\sigma(z) + (x-z)/(\lambda^2+\sigma^2)$. It costs nothing, is never stiff, and is the score of $p_\sigma\cdot\mathcal N(\cdot\,; x,(\lambda^2+\sigma^2)I)$, so it too is right at σ = 0 only. Work out where it ends for $p=\mathcal N(0,s^2)$, as in (M4.8). Measure it in the table above, on and off the data. Then correct it with a few Langevin steps at each level, as {cite}`du2023reduce` propose, and draw its error against denoiser calls

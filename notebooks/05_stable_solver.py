@@ -717,7 +717,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Start late, and the model has already decided for a place: at $\lambda = 0.03$ the sample sits on some branch of the tree, many bandwidths away, and the kernel has no time left to fetch it. Errors of several hundred per cent are samples of $p$ rather than of $q$. Start early, and the spread is gone before the model speaks. The border between the two failures is sharp, it lies at $\sigma_{\text{hi}}$ between one and three bandwidths, and it moves with $\lambda$. In no field of the tables are both numbers good.
+Start late, and the model has already decided for a place: at $\lambda = 0.03$ the sample sits on some branch of the tree, many bandwidths away, and the kernel has no time left to fetch it. Errors of several hundred to fifteen hundred per cent are samples of $p$ rather than of $q$. Start early, and the spread is gone before the model speaks. The border between the two failures is sharp, it lies at $\sigma_{\text{hi}}$ between one and three bandwidths, and it moves with $\lambda$. In no field of the tables are both numbers good.
 
 The other end holds a surprise. On this density it helps to *stop* the kernel at a level of about one bandwidth. From there the model alone carries the point on: it denoises a point with hardly any noise in it, something between a sampler and a mean-shift step, and makes up for part of what the sum has lost.
 
@@ -807,7 +807,7 @@ fig.legend(*axes[2].get_legend_handles_labels(), loc="outside upper center", nco
 figures.show(
     fig,
     alt="Two panels of noise found in the denoiser's input over noise told, against the level. For x on the density the centre z* gives "
-    "as much as plain sampling, the centre x far less; for x off it z* gives up to twice too much. Third panel, |y − x|/|m| against λ: "
+    "as much as plain sampling, the centre x far less; for x off it z* gives more than twice too much at worst. Third panel, |y − x|/|m| against λ: "
     f"1 to 3 for the exact sampler, whose draws scatter, near 0.8 for the centre x; for the centre z* at most {max(travel['centre z*'][:-3]):.1g} until λ is large.",
 )
 
