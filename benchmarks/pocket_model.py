@@ -2,6 +2,7 @@
 
 `results/pocket.json` is written after every section; a killed run goes on there if it finds the same files, sizes, seeds
 and versions (delete it to measure anew). The tables of `MODEL_CARD.md` and `samples.png` beside it are made from that.
+Another edition is measured with `--folder` (its weights and card) and `--out`; `--before` shows it beside this one.
 """
 
 from __future__ import annotations
@@ -25,13 +26,21 @@ from torch.nn.functional import pad
 from msd_teach.cache import whole
 from msd_teach.pocket import weights
 from msd_teach.pocket.data import SEEDS
-from msd_teach.pocket.evaluate import BARS, PILOT_SEED, SAMPLE_SEED, Figures, card_figures, draw, load_pipeline
+from msd_teach.pocket.evaluate import (
+    BARS,
+    CEILINGS,
+    OPEN_SEED,
+    PILOT_SEED,
+    SAMPLE_SEED,
+    Figures,
+    card_figures,
+    draw,
+    load_pipeline,
+)
 from msd_teach.pocket.training import save_sheet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, Prompt
 
 ROOT = Path(__file__).parent.parent
-GOALS = {"kind": 0.97, "colour": 0.97, "view": 0.90}  # for samples, beyond their bars
-RATIO_BAR = 4.0  # of Fréchet distances
 SHEET, COLUMNS = "sample sheet", 10  # its rows are the kinds
 NOT_SHOWN = ("low", "high", " error")  # in the table they stand beside their figures
 
@@ -49,7 +58,7 @@ def head(folder: Path, samples: int, pictures: int) -> Record:
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "digest": hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest(),
         "sizes": {"samples": samples, "pictures": pictures},
-        "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "noise": 0},
+        "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "open": OPEN_SEED, "noise": 0},
     }
 
 
@@ -111,16 +120,12 @@ def save_grid(images: Tensor, path: Path) -> None:
 
 def verdict(section: str, name: str, value: float) -> tuple[str, str]:
     """The bar of a figure and whether it is reached, in words; both empty where there is none."""
-    if name == "ratio":
-        return f"≤ {RATIO_BAR:g}", "yes" if value <= RATIO_BAR else "no"
-    samples = section.startswith("samples")
-    bar = BARS.get("unet" if samples else section.lower(), {}).get(name)
-    if bar is None:
-        return "", ""
-    goal = GOALS[name] if samples else None
-    text = f"≥ {bar:g}" + (f" (goal {goal:g})" if goal else "")
-    reached = "yes, the goal too" if goal and value >= goal else "yes"
-    return text, reached if value >= bar else "no"
+    bars = {key.lower(): bars for key, bars in BARS.items()}
+    low, high = bars.get(section.lower(), {}).get(name), CEILINGS.get(name)
+    texts = [f"≥ {low:g}"] if low is not None else []
+    texts += [f"≤ {high:g}"] if high is not None else []
+    reached = (low is None or value >= low) and (high is None or value <= high)
+    return ", ".join(texts), ("yes" if reached else "no") if texts else ""
 
 
 def in_words(figures: Figures, name: str) -> str:
@@ -132,22 +137,26 @@ def in_words(figures: Figures, name: str) -> str:
     return f"{value:.4g}{interval}"
 
 
-def figures_table(record: Record) -> str:
-    """Every figure, its bar, and whether it reaches it; and below, how they were measured."""
+def figures_table(record: Record, before: Record | None = None) -> str:
+    """Every figure beside that of an edition before, its bar, and whether it reaches it; and how they were measured."""
+    old = before["figures"] if before else {}
     rows: list[dict] = []
     for section, figures in record["figures"].items():
         for name, value in figures.items():
             if section != SHEET and not name.endswith(NOT_SHOWN):
                 bar, reached = verdict(section, name, value)
-                row = {"of": section, "figure": name, "measured": in_words(figures, name), "bar": bar}
-                rows.append(row | {"reached": reached})
+                row = {"of": section, "figure": name}
+                if before:
+                    row["edition before"] = in_words(old[section], name) if name in old.get(section, {}) else ""
+                rows.append(row | {"measured": in_words(figures, name), "bar": bar, "reached": reached})
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     sizes = record["sizes"]
     return (
         f"{table(rows)}\n\n{2 * sizes['pictures']} held-out renders; {sizes['samples']} judged samples at each guidance;"
         f" {sizes['pictures']} samples in the Fréchet distance; DDIM with 50 steps. {versions};"
         f" {record['machine']['processor']}.\n"
-        f"SHA-256 of the SHA256SUMS of the measured files: `{record['digest']}`."
+        f"SHA-256 of the SHA256SUMS of the measured files: `{record['digest']}`"
+        + (f"; of the edition before: `{before['digest']}`." if before else ".")
     )
 
 
@@ -179,9 +188,16 @@ def filled(card: str, name: str, text: str) -> str:
     return f"{before}{start}\n\n{text}\n\n{end}{after}"
 
 
-def written(card: str, record: Record, folder: Path) -> str:
-    """The card with all three tables; `folder` holds training.json and SHA256SUMS."""
-    card = filled(card, "figures", figures_table(record))
+def written(card: str, record: Record, folder: Path, before: Record | None = None) -> str:
+    """The card with all three tables; `folder` holds training.json and SHA256SUMS.
+
+    Raises:
+        ValueError: the card lacks a pair of markers, or the edition before was measured in another way.
+    """
+    for key in ("sizes", "seeds"):
+        if before and before[key] != record[key]:
+            raise ValueError(f"the edition before was measured with {key} {before[key]}, this one with {record[key]}")
+    card = filled(card, "figures", figures_table(record, before))
     card = filled(card, "training", training_table(folder))
     return filled(card, "checksums", checksums_table(folder))
 
@@ -192,12 +208,16 @@ def main() -> None:
     arguments.add_argument("--pictures", type=int, default=2000, help="samples in the Fréchet distance")
     arguments.add_argument("--folder", type=Path, default=ROOT / "msd_teach/pocket", help="of the card and the weights")
     arguments.add_argument("--out", type=Path, default=ROOT / "results/pocket.json")
+    arguments.add_argument(
+        "--before", type=Path, default=ROOT / "results/pocket_before.json", help="figures of the edition before, if any"
+    )
     a = arguments.parse_args()
     folder, card, sheet = weights(a.folder / "weights"), a.folder / "MODEL_CARD.md", a.folder / "samples.png"
     sections = card_figures(folder, a.samples, a.pictures)
     sections |= {"30 guided steps, one image": lambda: seconds(folder), SHEET: lambda: draw_sheet(folder, sheet)}
     record = measure(sections, head(folder, a.samples, a.pictures), a.out)
-    card.write_text(written(card.read_text("utf-8"), record, folder), "utf-8")
+    before = json.loads(a.before.read_text("utf-8")) if a.before.exists() else None
+    card.write_text(written(card.read_text("utf-8"), record, folder, before), "utf-8")
 
 
 if __name__ == "__main__":

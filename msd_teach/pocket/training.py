@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..cache import save_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
+Identity = Mapping[str, int | float | str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Plan:
         progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.rate * min((step + 1) / self.warmup, 0.5 + 0.5 * math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
+    def identity(self) -> Identity:
+        """What the weights depend on."""
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_every")}
+
 
 @dataclass(frozen=True)
 class Trained(Generic[Network]):
@@ -55,15 +60,17 @@ def fit(
     plan: Plan,
     folder: Path,
     sheet: Callable[[Network, Path], None] | None = None,
+    settings: Identity | None = None,
 ) -> Trained[Network]:
     """Train a network, or go on where `folder/checkpoint.pt` left off.
 
     `loss(network, index, generator)` gives the mean loss over the examples `index` (a batch, on the CPU); it may
     return a tensor on any device. All chance of a step comes from its own seeded generator, so a resumed run takes
-    the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do so far.
+    the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do so far. `settings`
+    are what else the weights depend on; a checkpoint keeps them with the plan, and goes on under the same ones only.
 
     Raises:
-        ValueError: a checkpoint that does not belong to this network.
+        ValueError: a checkpoint of another plan, other settings (it names them), or another network.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     from accelerate import Accelerator  # imports half of the training stack: only where one trains
@@ -73,9 +80,11 @@ def fit(
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.weight_decay)
     start, seconds = 0, 0.0
+    identity = {"stage": name, "examples": examples, **plan.identity(), **(settings or {})}
     path = folder / "checkpoint.pt"
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=accelerator.device)
+        check_identity(state.get("identity", {}), identity, f"checkpoint {path} is of another {name}; delete it")
         try:
             network.load_state_dict(state["network"])
             average.load_state_dict(state["average"])
@@ -110,6 +119,7 @@ def fit(
                 {
                     "step": done,
                     "seconds": seconds,
+                    "identity": identity,
                     "network": network.state_dict(),
                     "average": average.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -119,6 +129,18 @@ def fit(
         if sheet and (done % plan.sheet_every == 0 or done == plan.steps):
             sheet(average.eval(), folder / f"sheet-{done:06d}.png")
     return Trained(average.cpu().eval(), seconds)
+
+
+def check_identity(kept: Identity, wanted: Identity, complaint: str) -> None:
+    """Refuse what was made with other settings.
+
+    Raises:
+        ValueError: the complaint, and every setting that differs.
+    """
+    names = [name for name in {**wanted, **kept} if kept.get(name) != wanted.get(name)]
+    if names:
+        differ = ", ".join(f"{name} was {kept.get(name)!r}, is {wanted.get(name)!r}" for name in names)
+        raise ValueError(f"{complaint}, or train as it was: {differ}")
 
 
 def save_sheet(images: Tensor, columns: int, path: Path) -> None:
