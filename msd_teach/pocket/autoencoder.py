@@ -17,7 +17,7 @@ from .training import Plan, Trained, device_of, fit, save_sheet
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PLAN = Plan(steps=5_000, batch=8, rate=1e-3)
+PLAN = Plan(steps=7_500, batch=8, rate=1e-3)
 RENDERS = 28_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
 GRADIENT_WEIGHT = 2.0  # of the error of differences between neighbouring pixels, which is what makes pictures sharp
