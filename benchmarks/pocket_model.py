@@ -2,6 +2,8 @@
 
 Every section is kept in the cache; a killed run goes on there if it finds the same files, sizes, seeds and versions. From
 `results/pocket.json`, which gathers them, the tables of `MODEL_CARD.md` are made; `samples.png` is drawn beside it.
+Another edition is measured with `--folder` (its card and weights) and `--results`; kept as `results/pocket_before.json`,
+or named by `--before`, its figures stand beside this one's.
 """
 
 from __future__ import annotations
@@ -22,14 +24,23 @@ from torch.nn.functional import pad
 
 from msd_teach.pocket import weights
 from msd_teach.pocket.data import SEEDS
-from msd_teach.pocket.evaluate import BARS, PILOT_SEED, SAMPLE_SEED, Figures, card_figures, draw, load_pipeline
+from msd_teach.pocket.evaluate import (
+    BARS,
+    CEILINGS,
+    OPEN_SEED,
+    PILOT_SEED,
+    SAMPLE_SEED,
+    Figures,
+    card_figures,
+    draw,
+    load_pipeline,
+)
 from msd_teach.pocket.training import save_sheet
 from msd_teach.pocket.world import COLOURS, KINDS, VIEWS, Prompt
 from msd_teach.runs.records import RESULTS, Record, Table
 
 ROOT = Path(__file__).parent.parent
-GOALS = {"kind": 0.97, "colour": 0.97, "view": 0.90}  # for samples, beyond their bars
-RATIO_BAR = 4.0  # of Fréchet distances
+BEFORE = RESULTS / "pocket_before.json"
 SHEET, COLUMNS = "sample sheet", 10  # its rows are the kinds
 NOT_SHOWN = ("low", "high", " error")  # in the table they stand beside their figures
 
@@ -43,7 +54,7 @@ def settings(folder: Path, samples: int, pictures: int) -> Record:
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "digest": hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest(),
         "sizes": {"samples": samples, "pictures": pictures},
-        "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "noise": 0},
+        "seeds": {"renders": SEEDS["test"], "prompts": SAMPLE_SEED, "pilot": PILOT_SEED, "open": OPEN_SEED, "noise": 0},
     }
 
 
@@ -86,16 +97,12 @@ def save_grid(images: Tensor, path: Path) -> None:
 
 def verdict(section: str, name: str, value: float) -> tuple[str, str]:
     """The bar of a figure and whether it is reached, in words; both empty where there is none."""
-    if name == "ratio":
-        return f"≤ {RATIO_BAR:g}", "yes" if value <= RATIO_BAR else "no"
-    samples = section.startswith("samples")
-    bar = BARS.get("unet" if samples else section.lower(), {}).get(name)
-    if bar is None:
-        return "", ""
-    goal = GOALS[name] if samples else None
-    text = f"≥ {bar:g}" + (f" (goal {goal:g})" if goal else "")
-    reached = "yes, the goal too" if goal and value >= goal else "yes"
-    return text, reached if value >= bar else "no"
+    bars = {key.lower(): bars for key, bars in BARS.items()}
+    low, high = bars.get(section.lower(), {}).get(name), CEILINGS.get(name)
+    texts = [f"≥ {low:g}"] if low is not None else []
+    texts += [f"≤ {high:g}"] if high is not None else []
+    reached = (low is None or value >= low) and (high is None or value <= high)
+    return ", ".join(texts), ("yes" if reached else "no") if texts else ""
 
 
 def in_words(figures: Figures, name: str) -> str:
@@ -107,23 +114,27 @@ def in_words(figures: Figures, name: str) -> str:
     return f"{value:.4g}{interval}"
 
 
-def figures_table(record: Record) -> str:
-    """Every figure, its bar, and whether it reaches it; and below, how they were measured."""
+def figures_table(record: Record, before: Record | None = None) -> str:
+    """Every figure beside that of an edition before, its bar, and whether it reaches it; and how they were measured."""
+    old = {figures["of"]: figures for figures in before["rows"]} if before else {}
     rows: list[dict] = []
     for figures in record["rows"]:
         section = figures["of"]
         for name, value in figures.items():
             if section != SHEET and name != "of" and not name.endswith(NOT_SHOWN):
                 bar, reached = verdict(section, name, value)
-                row = {"of": section, "figure": name, "measured": in_words(figures, name), "bar": bar}
-                rows.append(row | {"reached": reached})
+                row = {"of": section, "figure": name}
+                if before:
+                    row["edition before"] = in_words(old[section], name) if name in old.get(section, {}) else ""
+                rows.append(row | {"measured": in_words(figures, name), "bar": bar, "reached": reached})
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     sizes = record["sizes"]
     return (
         f"{table(rows)}\n\n{2 * sizes['pictures']} held-out renders; {sizes['samples']} judged samples at each guidance;"
         f" {sizes['pictures']} samples in the Fréchet distance; DDIM with 50 steps. {versions};"
         f" {record['machine']['processor']}.\n"
-        f"SHA-256 of the SHA256SUMS of the measured files: `{record['digest']}`."
+        f"SHA-256 of the SHA256SUMS of the measured files: `{record['digest']}`"
+        + (f"; of the edition before: `{before['digest']}`." if before else ".")
     )
 
 
@@ -155,11 +166,25 @@ def filled(card: str, name: str, text: str) -> str:
     return f"{before}{start}\n\n{text}\n\n{end}{after}"
 
 
-def written(card: str, record: Record, folder: Path) -> str:
-    """The card with all three tables; `folder` holds training.json and SHA256SUMS."""
-    card = filled(card, "figures", figures_table(record))
+def written(card: str, record: Record, folder: Path, before: Record | None = None) -> str:
+    """The card with all three tables; `folder` holds training.json and SHA256SUMS.
+
+    Raises:
+        ValueError: the card lacks a pair of markers, or the edition before was measured in another way.
+    """
+    for key in ("sizes", "seeds"):
+        if before and before[key] != record[key]:
+            raise ValueError(f"the edition before was measured with {key} {before[key]}, this one with {record[key]}")
+    card = filled(card, "figures", figures_table(record, before))
     card = filled(card, "training", training_table(folder))
     return filled(card, "checksums", checksums_table(folder))
+
+
+def edition_before(path: Path | None = None) -> Record | None:
+    """The record of the edition before: that file, or results/pocket_before.json if there is one."""
+    if path is None and not BEFORE.exists():
+        return None
+    return json.loads((path or BEFORE).read_text("utf-8"))
 
 
 def main() -> None:
@@ -168,6 +193,7 @@ def main() -> None:
     arguments.add_argument("--pictures", type=int, default=2000, help="samples in the Fréchet distance")
     arguments.add_argument("--folder", type=Path, default=ROOT / "msd_teach/pocket", help="of the card and the weights")
     arguments.add_argument("--results", type=Path, default=RESULTS, help="folder of pocket.json")
+    arguments.add_argument("--before", type=Path, help="a record like it, of the edition before (pocket_before.json)")
     a = arguments.parse_args()
     folder, card, sheet = weights(a.folder / "weights"), a.folder / "MODEL_CARD.md", a.folder / "samples.png"
     sections = card_figures(folder, a.samples, a.pictures)
@@ -178,7 +204,7 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/pocket_model.py", *sys.argv[1:]])
     written_to = measured.write(rows, {"command": command, "machine": machine()})
     record = json.loads(written_to.read_text("utf-8"))
-    card.write_text(written(card.read_text("utf-8"), record, folder), "utf-8")
+    card.write_text(written(card.read_text("utf-8"), record, folder, edition_before(a.before)), "utf-8")
 
 
 if __name__ == "__main__":

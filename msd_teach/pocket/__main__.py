@@ -20,6 +20,7 @@ def main() -> None:
     training.add_argument(
         "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
     )
+    training.add_argument("--start", type=Path, help="the folder of an autoencoder for that stage to begin from")
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)
     options = parser.parse_args()
@@ -27,7 +28,7 @@ def main() -> None:
         export(options.folder)
     else:
         for stage in options.stage or STAGES:
-            figures = train(stage, options.steps, options.renders, options.past_gates)
+            figures = train(stage, options.steps, options.renders, options.past_gates, options.start)
             print(stage, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 

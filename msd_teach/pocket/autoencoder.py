@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import cache_folder
+from ..measure.images import signal_to_noise
 from .data import Renders, load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PLAN = Plan(steps=10_000, batch=4, rate=1.2e-3)
-RENDERS = 32_000
+PLAN = Plan(steps=7_500, batch=8, rate=1e-3)
+RENDERS = 28_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
-KL_WEIGHT = 1e-6
+GRADIENT_WEIGHT = 2.0  # of the error of differences between neighbouring pixels, which is what makes pictures sharp
+BEGINNING = 0.2  # of what residual blocks of the encoder add, at first
+LATENT_NOISE = 0.03  # added to latents, in units of their deviation: what the last step of a sampler leaves
+KL_WEIGHT = 1e-8  # at 1e-6 the least useful channel sinks into the prior, and never comes back
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALING_FACTOR = 0.18215  # Stable Diffusion's; `standardise` makes it true of these latents
 
 
 def build() -> AutoencoderKL:
-    """An untrained autoencoder of 2.7 M parameters."""
+    """An untrained autoencoder of 2.7 M parameters, whose encoder begins as a Haar transform."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    network = AutoencoderKL(
         block_out_channels=(32, 64, 128),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -36,10 +41,75 @@ def build() -> AutoencoderKL:
         sample_size=64,
         scaling_factor=SCALING_FACTOR,
     )
+    begin_as_haar(network)
+    return network
 
 
-def train(renders: int = RENDERS, plan: Plan = PLAN) -> Trained[AutoencoderKL]:
-    """Train the autoencoder, or go on; gives it with standardised latents."""
+@torch.no_grad()
+def begin_as_haar(network: AutoencoderKL) -> None:
+    """Let the pixels reach the last level of the encoder whole: 3 x 64 x 64 numbers as 48 channels of 16 x 16.
+
+    The first convolution copies the three colours, each downsampling convolution is an orthonormal 2x2 Haar transform
+    of the channels so far, shortcuts between levels are identities, and what the residual blocks add starts small.
+    The decoder's shortcuts are identities, too. Nothing here is held fixed: it is where training starts.
+    """
+    encoder, carried = network.encoder, 3
+    encoder.conv_in.weight[:carried] = 0
+    encoder.conv_in.weight[:carried, :, 1, 1] = torch.eye(carried)
+    encoder.conv_in.bias[:carried] = 0
+    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
+    haar = torch.einsum("ai,bj->abij", pair, pair).flatten(0, 1)  # (4, 2, 2): a mean and three details
+    for block in encoder.down_blocks:
+        for downsampler in block.downsamplers or ():  # it pads below and on the right: the 2x2 pixels come first
+            convolution = downsampler.conv
+            convolution.weight[: 4 * carried] = 0
+            convolution.bias[: 4 * carried] = 0
+            for i in range(carried):
+                convolution.weight[i : 4 * carried : carried, i, :2, :2] = haar
+            carried *= 4
+    for part in (encoder, network.decoder):
+        for name, layer in part.named_modules():
+            if name.endswith("conv_shortcut"):
+                nn.init.eye_(layer.weight[:, :, 0, 0])
+                nn.init.zeros_(layer.bias)
+    for name, layer in encoder.named_modules():
+        if name.endswith(("conv2", "to_out.0")):
+            layer.weight *= BEGINNING
+            layer.bias *= BEGINNING
+
+
+@torch.no_grad()
+def begin_from(folder: Path, x: Tensor) -> AutoencoderKL:
+    """A trained autoencoder to go on with; the latent channel that matters least to pictures x is started anew.
+
+    Its mean becomes a random mixture of the encoder's last features with the deviation that its fellows have, its
+    posterior narrow, and the decoder hears a little of it.
+    """
+    from diffusers import AutoencoderKL
+
+    network = AutoencoderKL.from_pretrained(folder)
+    into, out = network.quant_conv, network.post_quant_conv
+    costs = channel_costs(network, x)
+    worst = costs.index(min(costs))
+    generator, channels = torch.Generator().manual_seed(0), len(costs)
+    into.weight[[worst, channels + worst]] = 0
+    into.weight[worst] = torch.randn(into.weight[worst].shape, generator=generator)
+    into.bias[[worst, channels + worst]] = torch.tensor([0.0, -2.0])
+    drawn = latents(network, x)[:, worst]
+    into.weight[worst] /= SCALING_FACTOR * drawn.std()
+    into.bias[worst] = -drawn.mean() / (SCALING_FACTOR * drawn.std())
+    out.weight[:, worst] = 0.05 * torch.randn(out.weight[:, worst].shape, generator=generator)
+    return network
+
+
+def train(renders: int = RENDERS, plan: Plan = PLAN, start: Path | None = None) -> Trained[AutoencoderKL]:
+    """Train the autoencoder, or go on; gives it with standardised latents. `start` is a folder of one to begin from.
+
+    Raises:
+        ValueError: no weights in `start`; a checkpoint of another recipe.
+    """
+    if start is not None and not (start / WEIGHTS).is_file():
+        raise ValueError(f"start is {start}; it must be a folder with {WEIGHTS}")
     data = load_renders("train", renders)
     shown = load_renders("test", 24).pixels(torch.arange(24))
 
@@ -50,30 +120,61 @@ def train(renders: int = RENDERS, plan: Plan = PLAN) -> Trained[AutoencoderKL]:
         pairs = torch.stack([shown, reconstruct(network, shown)], 1).flatten(0, 1)
         save_sheet(pairs / 2 + 0.5, 12, path)
 
-    trained = fit("autoencoder", build(), loss, renders, plan, cache_folder("pocket") / "autoencoder", sheet)
+    settings = {
+        "start": "" if start is None else hashlib.sha256((start / WEIGHTS).read_bytes()).hexdigest(),
+        "object weight": OBJECT_WEIGHT,
+        "gradient weight": GRADIENT_WEIGHT,
+        "latent noise": LATENT_NOISE,
+        "KL weight": KL_WEIGHT,
+    }
+    folder = cache_folder("pocket") / "autoencoder"
+    network = build() if start is None else begin_from(start, data.pixels(torch.arange(min(renders, 200))))
+    trained = fit("autoencoder", network, loss, renders, plan, folder, sheet, settings)
     standardise(trained.network, data.pixels(torch.arange(min(renders, 2000))))
     return trained
 
 
 def reconstruction_loss(network: AutoencoderKL, data: Renders, index: Tensor, generator: torch.Generator) -> Tensor:
-    """L1 + 2 MSE with the object's pixels weighted five times, plus 1e-6 of the KL divergence to N(0, I)."""
+    """L1 + 2 MSE + 2 L1 of image gradients, the object weighted five times, plus 1e-8 of the KL divergence to N(0, I).
+
+    The gradients are differences of neighbouring pixels, across and down. Latents get a little noise beside their
+    posterior's, which at this weight would all but vanish.
+    """
     device = device_of(network)
     x = data.pixels(index).to(device)
     posterior = network.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-    y = network.decode(posterior.mean + posterior.std * noise).sample.float()
+    deviation = posterior.mean.detach().std((0, 2, 3), keepdim=True)
+    spread = (posterior.std**2 + (LATENT_NOISE * deviation) ** 2).sqrt()
+    y = network.decode(posterior.mean + spread * noise).sample.float()
     weight = 1 + (OBJECT_WEIGHT - 1) * data.mask[index].to(device).float()[:, None] / 255
-    error = (y - x).abs() + 2 * (y - x) ** 2
-    return (weight * error).sum() / (3 * weight.sum()) + KL_WEIGHT * posterior.kl().float().mean()
+    error = y - x
+    value = (weight * (error.abs() + 2 * error**2)).sum() / (3 * weight.sum())
+    for axis in (2, 3):
+        size = x.shape[axis] - 1
+        near = (weight.narrow(axis, 0, size) + weight.narrow(axis, 1, size)) / 2
+        value = value + GRADIENT_WEIGHT / 2 * (near * error.diff(dim=axis).abs()).sum() / (3 * near.sum())
+    return value + KL_WEIGHT * posterior.kl().float().mean()
 
 
 @torch.no_grad()
 def reconstruct(network: AutoencoderKL, x: Tensor) -> Tensor:
     """Pictures (N, 3, 64, 64) in [-1, 1] through the posterior mean and back, clipped to [-1, 1]."""
-    parts = [
-        network.decode(network.encode(part).latent_dist.mode()).sample for part in x.to(device_of(network)).split(50)
-    ]
-    return torch.cat(parts).clamp(-1, 1).to(x.device)
+    return decoded(network, latents(network, x))
+
+
+@torch.no_grad()
+def latents(network: AutoencoderKL, x: Tensor) -> Tensor:
+    """Posterior means (N, 4, 16, 16) of pictures (N, 3, 64, 64) in [-1, 1]."""
+    parts = [network.encode(part).latent_dist.mode() for part in x.to(device_of(network)).split(50)]
+    return torch.cat(parts).to(x.device)
+
+
+@torch.no_grad()
+def decoded(network: AutoencoderKL, z: Tensor) -> Tensor:
+    """Pictures (N, 3, 64, 64), clipped to [-1, 1], of latents (N, 4, 16, 16)."""
+    parts = [network.decode(part).sample for part in z.to(device_of(network)).split(50)]
+    return torch.cat(parts).clamp(-1, 1).to(z.device)
 
 
 @torch.no_grad()
@@ -101,8 +202,17 @@ def standardise(network: AutoencoderKL, x: Tensor) -> None:
     into.bias[channels:] -= 2 * scale.log()
 
 
-def signal_to_noise(x: Tensor, y: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], over all pixels or those under a mask (N, H, W)."""
-    squared = ((x - y) ** 2).mean(1)
-    weight = torch.ones_like(squared) if mask is None else mask
-    return 10 * math.log10(4 / float((weight * squared).sum() / weight.sum()))
+@torch.no_grad()
+def channel_costs(autoencoder: AutoencoderKL, x: Tensor) -> list[float]:
+    """The signal-to-noise ratio in dB that pictures lose when one latent channel is held at its mean, for each channel.
+
+    A channel that costs nothing is dead.
+    """
+    z = latents(autoencoder, x)
+    full = signal_to_noise(x, decoded(autoencoder, z))
+    costs: list[float] = []
+    for channel in range(z.shape[1]):
+        without = z.clone()
+        without[:, channel] = z[:, channel].mean()
+        costs.append(full - signal_to_noise(x, decoded(autoencoder, without)))
+    return costs

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..files import cache_folder
-from . import autoencoder, clip, judge, unet
+from . import WEIGHTS, autoencoder, clip, judge, unet
 from .data import load_renders
 from .evaluate import Figures, autoencoder_figures, clip_figures, judge_figures, missed, sample_figures
 
@@ -30,12 +30,21 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 STAGES = ("autoencoder", "judge", "clip", "unet")
+SHIPPED = ("judge", "clip")  # they see renders only, and serve any autoencoder and UNet
 HELD_OUT = 2000
 GPU_BATCHES = 8
 
 
-def train(stage: str, steps: int | None = None, renders: int | None = None, past_gates: bool = False) -> Figures:
+def train(
+    stage: str,
+    steps: int | None = None,
+    renders: int | None = None,
+    past_gates: bool = False,
+    start: Path | None = None,
+) -> Figures:
     """Train one stage to its end, judge it on held-out scenes, and keep both; gives the figures.
+
+    `start` is a folder of an autoencoder for that stage to begin from.
 
     Raises:
         ValueError: an unknown stage, or one whose forerunners are not finished.
@@ -50,7 +59,8 @@ def train(stage: str, steps: int | None = None, renders: int | None = None, past
     plan = replace(module.PLAN, steps=steps or module.PLAN.steps, batch=batch)
     renders = renders or module.RENDERS
     forerunners = (load_autoencoder(), *load_clip()) if stage == "unet" else ()
-    trained = module.train(*forerunners, renders, plan)
+    begin = {"start": start} if stage == "autoencoder" else {}
+    trained = module.train(*forerunners, renders, plan, **begin)
     _keep(trained.network.save_pretrained, _final(stage))
     figures = held_out_figures(stage)
     record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}
@@ -61,11 +71,11 @@ def train(stage: str, steps: int | None = None, renders: int | None = None, past
 
 
 def held_out_figures(stage: str) -> Figures:
-    """The figures of a finished stage on held-out scenes; the autoencoder's know no kinds before there is a judge."""
+    """The figures of a finished stage on held-out scenes."""
     _finished(stage)
     data = load_renders("test", HELD_OUT)
     if stage == "autoencoder":
-        return autoencoder_figures(load_autoencoder(), load_judge() if _final("judge").exists() else None, data)
+        return autoencoder_figures(load_autoencoder(), load_judge(), data)
     if stage == "judge":
         return judge_figures(load_judge(), data)
     if stage == "clip":
@@ -95,16 +105,18 @@ def load_autoencoder() -> AutoencoderKL:
 
 
 def load_judge() -> judge.Judge:
-    """The finished judge."""
+    """The finished judge, or the shipped one where none was trained here."""
     return judge.Judge.from_pretrained(_finished("judge"))
 
 
 def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
-    """The finished CLIP and its tokenizer."""
-    from transformers import CLIPModel
+    """The finished CLIP and its tokenizer, or the shipped ones where none was trained here."""
+    from transformers import CLIPModel, CLIPTokenizer
 
-    folder = _finished("clip")
-    return CLIPModel.from_pretrained(folder).eval(), clip.build_tokenizer(folder.parent / "tokenizer")
+    folder, words = _finished("clip"), _finished("clip").parent / "tokenizer"
+    shipped = folder.parent == WEIGHTS
+    tokenizer = CLIPTokenizer.from_pretrained(words) if shipped else clip.build_tokenizer(words)
+    return CLIPModel.from_pretrained(folder).eval(), tokenizer
 
 
 def load_pipeline() -> StableDiffusionPipeline:
@@ -133,17 +145,25 @@ def export(folder: Path) -> None:
     for part in ("tokenizer", "clip"):
         tokenizer.save_pretrained(folder / part)
         for name in ("vocab.json", "merges.txt"):  # what older versions of transformers read
-            shutil.copy(_finished("clip").parent / "tokenizer" / name, folder / part / name)
+            source = _finished("clip").parent / "tokenizer" / name
+            if source != folder / part / name:
+                shutil.copy(source, folder / part / name)
     load_judge().save_pretrained(folder / "judge")
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text().replace('"float16"', '"float32"'))
         config.pop("_name_or_path", None)  # a folder of the machine that trained
         path.write_text(json.dumps(config, indent=2) + "\n")
-    records = {stage: json.loads(_final(stage).with_name("figures.json").read_text()) for stage in STAGES}
-    for record in records.values():
-        del record["figures"]
+    shipped = json.loads((WEIGHTS / "training.json").read_text())
+    records = {stage: shipped[stage] if _finished(stage).parent == WEIGHTS else _record(stage) for stage in STAGES}
     (folder / "training.json").write_text(json.dumps(records, indent=1) + "\n")
     _write_checksums(folder)
+
+
+def _record(stage: str) -> dict[str, int]:
+    """The steps, batch, renders and seconds of a stage."""
+    record = json.loads(_final(stage).with_name("figures.json").read_text())
+    del record["figures"]
+    return record
 
 
 def _write_checksums(folder: Path) -> None:
@@ -168,7 +188,9 @@ def _final(stage: str) -> Path:
 
 
 def _finished(stage: str) -> Path:
-    if not _final(stage).exists():
-        command = f"python -m msd_teach.pocket train --stage {stage}"
-        raise ValueError(f"{stage} is not trained yet: no {_final(stage)}; run {command}")
-    return _final(stage)
+    if _final(stage).exists():
+        return _final(stage)
+    if stage in SHIPPED:
+        return WEIGHTS / stage
+    command = f"python -m msd_teach.pocket train --stage {stage}"
+    raise ValueError(f"{stage} is not trained yet: no {_final(stage)}; run {command}")

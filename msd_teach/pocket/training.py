@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -60,16 +60,18 @@ def fit(
     plan: Plan,
     folder: Path,
     sheet: Callable[[Network, Path], None] | None = None,
+    settings: Mapping[str, float | str] | None = None,
 ) -> Trained[Network]:
     """Train a network, or go on where `folder/checkpoint.pt` left off.
 
     `loss(network, index, generator)` gives the mean loss over the examples `index` (a batch, on the CPU); it may
     return a tensor on any device. All chance of a step comes from (seed, step) alone, torch's own stream included, so
     a resumed run takes the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do
-    so far.
+    so far. `settings` are what else the weights depend on: a checkpoint knows them with the plan.
 
     Raises:
-        ValueError: a checkpoint of another network, plan or number of examples, or a damaged one; names it.
+        ValueError: a checkpoint of another network, plan, number of examples or other settings, or a damaged one;
+            names it and what differs.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     from accelerate import Accelerator  # imports half of the training stack: only where one trains
@@ -78,10 +80,10 @@ def fit(
     network.to(accelerator.device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.weight_decay)
-    settings = {"stage": name, "examples": examples} | asdict(plan)
-    del settings["checkpoint_every"], settings["sheet_every"]  # how often one looks changes nothing
+    identity = {"stage": name, "examples": examples} | asdict(plan) | dict(settings or {})
+    del identity["checkpoint_every"], identity["sheet_every"]  # how often one looks changes nothing
     parts = {"network": network, "average": average, "optimizer": optimizer}
-    checkpoint = Checkpoint(folder / "checkpoint.pt", settings, **parts)
+    checkpoint = Checkpoint(folder / "checkpoint.pt", identity, **parts)
     kept = checkpoint.load() or {"step": 0, "seconds": 0.0}
     start, seconds = kept["step"], kept["seconds"]
     prepared, stepper = accelerator.prepare(network, optimizer)

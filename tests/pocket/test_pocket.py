@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import re
 import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -111,6 +112,30 @@ def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
         replace(QUICK, steps=12.0)
 
 
+def test_a_checkpoint_of_other_settings_of_a_stage_is_refused(tmp_path: Path) -> None:
+    kept: dict[str, float | str] = {"latents": "abc", "dropout": 0.1}
+    whole = training.fit("line", line(), line_loss, 10, QUICK, tmp_path, settings=kept).network
+    again = training.fit("line", line(), line_loss, 10, QUICK, tmp_path, settings=kept).network
+    assert torch.equal(whole.weight, again.weight)
+    with pytest.raises(ValueError, match=r'settings: latents was "abc" and is "def"; delete it'):
+        training.fit("line", line(), line_loss, 10, QUICK, tmp_path, settings=kept | {"latents": "def"})
+    with pytest.raises(ValueError, match=r'latents was "abc" and is None, dropout was 0.1 and is None'):
+        training.fit("line", line(), line_loss, 10, QUICK, tmp_path)
+
+
+def test_a_stage_goes_on_under_its_own_recipe_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = training.Plan(steps=1, batch=2, rate=1e-3)
+    trained = autoencoder.train(8, plan).network
+    monkeypatch.setattr(autoencoder, "KL_WEIGHT", 1e-6)
+    with pytest.raises(ValueError, match=r"of other settings: KL weight was 1e-08 and is 1e-06; delete it"):
+        autoencoder.train(8, plan)
+    with pytest.raises(ValueError, match=r"start is .*nowhere; it must be a folder with diffusion_pytorch_model"):
+        autoencoder.train(8, plan, cache / "nowhere")
+    trained.save_pretrained(cache / "begin")
+    with pytest.raises(ValueError, match=r'of other settings: start was "" and is "\w{64}"'):
+        autoencoder.train(8, plan, cache / "begin")
+
+
 def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
     plan = training.Plan(steps=1000, batch=1, rate=2.0, warmup=100)
     assert plan.rate_at(0) == pytest.approx(0.02)
@@ -179,13 +204,60 @@ def test_standardised_latents_have_the_known_scale_and_decode_to_the_same_pictur
     torch.testing.assert_close(standard.std, posterior.std * scale[:, None, None], rtol=1e-3, atol=0)
 
 
-def test_signal_to_noise_of_a_known_error() -> None:
-    x, mask = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8)
-    mask[:, :4] = 1
-    y = x.clone()
-    y[:, :, :4] = 0.2
-    assert autoencoder.signal_to_noise(x, y, mask) == pytest.approx(20.0)  # 10 log10(4 / .04)
-    assert autoencoder.signal_to_noise(x, y) == pytest.approx(20.0 + 10 * torch.log10(torch.tensor(2.0)).item())
+def test_a_channel_costs_what_it_carries_and_a_dead_one_nothing() -> None:
+    """An autoencoder that copies: three channels are the colours, and the decoder does not listen to the fourth."""
+
+    class Copy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def encode(self, x: Tensor) -> SimpleNamespace:
+            z = torch.cat([0.9 * x, torch.randn(len(x), 1, *x.shape[2:], generator=generator)], 1)
+            return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: z))
+
+        def decode(self, z: Tensor) -> Answer:
+            return Answer(z[:, :3])
+
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.tensor([0.5, 0.2, 0.1])[:, None, None] * torch.randn(50, 3, 8, 8, generator=generator)).clamp(-1, 1)
+    costs = autoencoder.channel_costs(Copy(), x)  # type: ignore[arg-type]
+    power = x.square().mean((0, 2, 3))
+    expected = 10 * torch.log10((0.01 * power.sum() + 0.99 * power) / (0.01 * power.sum()))
+    assert costs[:3] == pytest.approx(expected.tolist(), abs=0.02) and costs[3] == 0.0
+
+
+@torch.no_grad()
+def test_an_untrained_encoder_hands_on_every_pixel() -> None:
+    network = autoencoder.build()
+    for name, layer in network.encoder.named_modules():
+        if name.endswith(("conv2", "to_out.0")):  # what the residual blocks add to the Haar transform
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    z = network.encoder.conv_in(x)
+    for block in network.encoder.down_blocks:
+        z = block(z)
+    assert z[:, :48].square().sum().item() == pytest.approx(x.square().sum().item(), rel=1e-4)
+    means = x.reshape(2, 3, 16, 4, 16, 4).mean((3, 5))
+    torch.testing.assert_close(z[:, :3], 4 * means, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_weakest_latent_channel_begins_anew_and_the_others_go_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = autoencoder.build().eval()
+    network.post_quant_conv.weight[:, 2] = 0
+    network.save_pretrained(tmp_path)
+    x = 2 * torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)) - 1
+    begun = autoencoder.begin_from(tmp_path, x)
+    before, after = autoencoder.latents(network, x), autoencoder.latents(begun, x)
+    others = [0, 1, 3]
+    torch.testing.assert_close(after[:, others], before[:, others])
+    assert after[:, 2].std().item() == pytest.approx(1 / autoencoder.SCALING_FACTOR, rel=0.01)
+    assert after[:, 2].mean().item() == pytest.approx(0.0, abs=0.01)
+    assert begun.post_quant_conv.weight[:, 2].abs().min() > 0
+    assert torch.equal(begun.post_quant_conv.weight[:, others], network.post_quant_conv.weight[:, others])
 
 
 def test_the_noise_loss_vanishes_for_the_true_noise_and_weighs_as_min_snr_does() -> None:
@@ -244,7 +316,7 @@ def test_toy_training_of_every_stage_makes_a_folder_that_stock_libraries_load(
         train.train(stage, steps=3, renders=48)
         record = json.loads((cache / stage / "figures.json").read_text())
         assert record["steps"] == 3
-    with pytest.raises(RuntimeError, match=r"train longer before the UNet: autoencoder: object dB .* < 25"):
+    with pytest.raises(RuntimeError, match=r"train longer before the UNet: autoencoder: object dB .* < 28"):
         train.train("unet", steps=2, renders=48)
     train.train("unet", steps=2, renders=48, past_gates=True)
     assert (cache / "unet" / "sheet-000002.png").exists()
@@ -282,6 +354,13 @@ def shipped() -> Path:
     return pocket.weights()
 
 
+def header(path: Path) -> list[dict]:
+    """What a safetensors file says of each of its tensors."""
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    said = json.loads(path.read_bytes()[8 : 8 + length])
+    return [entry for name, entry in said.items() if name != "__metadata__"]
+
+
 def test_shipped_files_are_listed_small_and_in_half_precision(shipped: Path) -> None:
     files = [path for path in shipped.rglob("*") if path.is_file()]
     listed = {line.split()[1] for line in (shipped / "SHA256SUMS").read_text().splitlines()}
@@ -290,9 +369,7 @@ def test_shipped_files_are_listed_small_and_in_half_precision(shipped: Path) -> 
     networks = [path for path in files if path.suffix == ".safetensors"]
     assert {path.parent.name for path in networks} == {"unet", "vae", "text_encoder", "clip", "judge"}
     for path in networks:
-        (length,) = struct.unpack("<Q", path.read_bytes()[:8])
-        header = json.loads(path.read_bytes()[8 : 8 + length])
-        assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F16"}, path
+        assert {entry["dtype"] for entry in header(path)} == {"F16"}, path
 
 
 def test_stock_libraries_load_the_shipped_model_and_draw_in_float32(shipped: Path) -> None:
@@ -363,13 +440,73 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("pocket_model")
 
 
-def test_the_card_counts_parameters_as_the_networks_do(tmp_path: Path) -> None:
-    tokenizer = clip.build_tokenizer(tmp_path)
-    with torch.device("meta"):
-        networks = {"vae": autoencoder.build(), "unet": unet.build(), "clip": clip.build(tokenizer)}
-        networks |= {"text_encoder": networks["clip"].text_model, "judge": judge.Judge()}
-    said = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| [^|]+ \| ([\d ]+) \|", CARD.read_text(), re.M))
-    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+ROWS = [
+    {"of": "judge", "kind": 0.99, "kind error": 0.002, "view": 0.9, "view error": 0.005},
+    {"of": "autoencoder", "object dB": 27.96, "image dB": 33.1, "dead channels": 1},
+    {"of": "samples, guidance 3", "kind": 0.98, "kind error": 0.004, "colour": 0.99, "sharpness": 1.2},
+    {"of": "Fréchet distance", "ratio": 1.25, "distance": 0.09, "low": 0.08, "high": 0.1, "floor": 0.02},
+    {"of": "sample sheet", "pictures": 120},
+]
+RECORD = {
+    "machine": {"processor": "Abacus"},
+    "versions": {"torch": "2"},
+    "digest": "d0d0",
+    "sizes": {"samples": 10, "pictures": 20},
+    "seeds": {"noise": 0},
+    "rows": ROWS,
+}
+
+
+def test_the_card_shows_figures_bars_and_verdicts(script: ModuleType) -> None:
+    table = script.figures_table(RECORD)
+    for row in (
+        "| of | figure | measured | bar | reached |",
+        "| judge | kind | 0.990 ± 0.002 | ≥ 0.98 | yes |",
+        "| judge | view | 0.900 ± 0.005 |  |  |",
+        "| autoencoder | object dB | 27.96 | ≥ 28 | no |",
+        "| autoencoder | image dB | 33.1 | ≥ 33 | yes |",
+        "| autoencoder | dead channels | 1 | ≤ 0 | no |",
+        "| samples, guidance 3 | kind | 0.980 ± 0.004 | ≥ 0.99 | no |",
+        "| samples, guidance 3 | colour | 0.99 | ≥ 0.99 | yes |",
+        "| samples, guidance 3 | sharpness | 1.2 | ≥ 0.65, ≤ 1.1 | no |",
+        "| Fréchet distance | ratio | 1.25 | ≤ 1.3 | yes |",
+        "| Fréchet distance | distance | 0.09 (0.08 to 0.1) |  |  |",
+    ):
+        assert row in table.splitlines()
+    assert "`d0d0`" in table and "sample sheet" not in table
+
+
+def test_two_editions_stand_side_by_side_if_they_were_measured_alike(
+    script: ModuleType, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = RECORD | {"digest": "e1e1", "rows": [{"of": "autoencoder", "object dB": 26.0}]}
+    card = script.written(CARD.read_text("utf-8"), RECORD, shipped, old)
+    for row in (
+        "| of | figure | edition before | measured | bar | reached |",
+        "| autoencoder | object dB | 26 | 27.96 | ≥ 28 | no |",
+        "| autoencoder | image dB |  | 33.1 | ≥ 33 | yes |",
+        "| judge | kind |  | 0.990 ± 0.002 | ≥ 0.98 | yes |",
+    ):
+        assert row in card.splitlines()
+    assert "files: `d0d0`; of the edition before: `e1e1`." in card
+    for other in ({"sizes": {"samples": 11, "pictures": 20}}, {"seeds": {}}):
+        (name,) = other
+        with pytest.raises(ValueError, match=f"edition before was measured with {name}"):
+            script.written(card, RECORD, shipped, old | other)
+    with pytest.raises(ValueError, match="card has no <!-- figures -->"):
+        script.written("# A card", RECORD, shipped)
+    monkeypatch.setattr(script, "BEFORE", tmp_path / "pocket_before.json")
+    assert script.edition_before() is None
+    script.BEFORE.write_text(json.dumps(old), "utf-8")
+    assert script.edition_before() == old
+
+
+def test_the_card_counts_parameters_as_the_shipped_networks_do(shipped: Path) -> None:
+    said = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| [^|]+ \| ([\d ]+) \|", CARD.read_text("utf-8"), re.M))
+    counts = {
+        path.parent.name: sum(math.prod(entry["shape"]) for entry in header(path))
+        for path in shipped.rglob("*.safetensors")
+    }
     assert {name: int(count.replace(" ", "")) for name, count in said.items()} == counts
 
 
@@ -377,5 +514,7 @@ def test_the_card_is_what_was_measured_from_the_shipped_files(shipped: Path, scr
     record, card = records.read("pocket"), CARD.read_text("utf-8")
     assert record["digest"] == hashlib.sha256((shipped / "SHA256SUMS").read_bytes()).hexdigest()
     assert record["sizes"] == {"samples": 1000, "pictures": 2000}
-    assert script.written(card, record, shipped) == card, "run python benchmarks/pocket_model.py"
+    assert script.written(card, record, shipped, script.edition_before()) == card, (
+        "run python benchmarks/pocket_model.py"
+    )
     assert CARD.with_name("samples.png").stat().st_size <= 300e3
