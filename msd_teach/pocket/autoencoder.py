@@ -17,10 +17,11 @@ from .training import Plan, Trained, device_of, fit, save_sheet
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-PLAN = Plan(steps=7_500, batch=8, rate=1e-3)
+PLAN = Plan(steps=9_500, batch=8, rate=1e-3)
 RENDERS = 28_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
 GRADIENT_WEIGHT = 2.0  # of the error of differences between neighbouring pixels, which is what makes pictures sharp
+DEAD = 1.0  # dB: a latent channel worth less counts as dead
 BEGINNING = 0.2  # of what residual blocks of the encoder add, at first
 LATENT_NOISE = 0.03  # added to latents, in units of their deviation: what the last step of a sampler leaves
 KL_WEIGHT = 1e-8  # at 1e-6 the least useful channel sinks into the prior, and never comes back
@@ -80,7 +81,7 @@ def begin_as_haar(network: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def begin_from(folder: Path, x: Tensor) -> AutoencoderKL:
-    """A trained autoencoder to go on with; the latent channel that matters least to pictures x is started anew.
+    """A trained autoencoder to go on with; if the latent channel that matters least to pictures x is dead, it starts anew.
 
     Its mean becomes a random mixture of the encoder's last features with the deviation that its fellows have, its
     posterior narrow, and the decoder hears a little of it.
@@ -91,6 +92,8 @@ def begin_from(folder: Path, x: Tensor) -> AutoencoderKL:
     into, out = network.quant_conv, network.post_quant_conv
     costs = channel_costs(network, x)
     worst = costs.index(min(costs))
+    if costs[worst] >= DEAD:
+        return network
     generator, channels = torch.Generator().manual_seed(0), len(costs)
     into.weight[[worst, channels + worst]] = 0
     into.weight[worst] = torch.randn(into.weight[worst].shape, generator=generator)

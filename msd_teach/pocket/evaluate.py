@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..measure.images import bootstrap, explained_share, frechet_distance, sharpness, signal_to_noise
-from .autoencoder import channel_costs, reconstruct
+from .autoencoder import DEAD, channel_costs, reconstruct
 from .clip import picture_features, zero_shot
 from .data import Renders, labels, load_renders, meaning
 from .judge import Judge
@@ -27,7 +27,6 @@ OPEN_SEED = 9_600_000  # noise of the samples whose prompts leave something open
 PILOT = 250
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 CHANNEL_PICTURES = 500
-DEAD = 1.0  # dB: a latent channel worth less counts as dead
 CLEAR = 10.0  # degrees from the borders between view words at which a view counts as clear
 BARS = {
     "judge": {"kind": 0.98, "colour": 0.98, "clear view": 0.93},

@@ -244,7 +244,7 @@ def test_an_untrained_encoder_hands_on_every_pixel() -> None:
 
 
 @torch.no_grad()
-def test_the_weakest_latent_channel_begins_anew_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_dead_latent_channel_begins_anew_and_the_others_go_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = autoencoder.build().eval()
     network.post_quant_conv.weight[:, 2] = 0
