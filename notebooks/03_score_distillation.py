@@ -796,21 +796,24 @@ SDI asks one giant Euler step where the flow from $z$ would end. **PFD** {cite}`
 # %%
 flow = {"noise": 0.0, "steps": pick(smoke=15, laptop=40), "solver": "heun"}
 going = {
+    "at the start": None,
     "SDI, no noise": SDI(noise=0.0),
     "PFD, 10 Euler steps": PFD(noise=0.0),
     f"PFD, {flow['steps']} Heun steps": PFD(**flow),
     "mean shift": MeanShift(bandwidth),
 }
-starts = {"samples of p": own[: pick(smoke=50, laptop=200)], "a lattice": figures.lattice(pick(smoke=5, laptop=13))}
-print(f"{'':20} {'start':13} {'moved':>6} {'spread':>7} {'−log p: mean':>13} {'median':>7}")
-for (method, target), (begin, x) in product({"at the start": None, **going}.items(), starts.items()):
-    y = x.clone().requires_grad_()
+points, side, rounds = pick(smoke=(50, 5, 5), laptop=(200, 13, 20))
+starts = {"samples of p": own[:points], "a lattice": figures.lattice(side)}
+print(f"{'':20} {'start':13} {'moved':>6} {'spread':>7} {'−log p: mean':>13} {'median':>8}")
+for (method, target), (begin, x) in product(going.items(), starts.items()):
+    y, g = x.clone().requires_grad_(), torch.Generator().manual_seed(4)
     if target is not None:
-        a_third, g = torch.optim.SGD([y], 0.3 * len(x)), torch.Generator().manual_seed(4)
-        list(distill(lambda _, y=y: y, a_third, denoise, target, pick(smoke=5, laptop=20), generator=g))
+        a_third = torch.optim.SGD([y], 0.3 * len(x))
+        list(distill(lambda _, y=y: y, a_third, denoise, target, rounds, generator=g))
     y, nll = y.detach(), -p.log_prob(y.detach())
-    moved = (y - x).norm(dim=-1).median()
-    print(f"{method:20} {begin:13} {moved:6.3f} {y.std(0).mean():7.3f} {nll.mean():13.2f} {nll.median():7.2f}")
+    moved, spread = (y - x).norm(dim=-1).median(), y.std(0).mean()
+    print(f"{method:20} {begin:13} {moved:6.3f} {spread:7.3f}", end=" ")
+    print(f"{nll.mean():13.2f} {nll.median():8.2f}")
 
 # %% [markdown]
 r"""
