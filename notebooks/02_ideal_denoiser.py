@@ -654,7 +654,8 @@ counts = pick(smoke=[16, 32, 64], laptop=[16, 32, 64, 128])
 for solver, order in (("euler", 1), ("heun", 3)):
     errors = []
     for count in counts:
-        grid = karras_sigmas(count + 1, 0.02, 5.0)[:-1]  # without the level 0, where the ODE divides by 0
+        # without the level 0, where the ODE divides by 0
+        grid = karras_sigmas(count + 1, 0.02, 5.0)[:-1]
         *_, encoded = invert(smooth.denoise, x, grid, solver)
         *_, back = sample(smooth.denoise, encoded, grid, solver)
         errors.append((back - x).square().sum(-1).mean().sqrt())

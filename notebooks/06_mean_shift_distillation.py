@@ -683,7 +683,8 @@ One comparison is still unfair. A draw by the samplers of chapters 04 and 05 cos
 """
 
 # %%
-stored = {table: records.select(records.read(table)["rows"], denoiser="ideal") for table in ("table1", "table2")}
+tables_stored = {name: records.read(name)["rows"] for name in ("table1", "table2")}
+stored = {name: records.select(rows, denoiser="ideal") for name, rows in tables_stored.items()}
 
 
 def entry(name, method, figure, samples=1):

@@ -308,7 +308,8 @@ grids = {
     "even in t": lambda steps: prior.levels[torch.linspace(len(prior.levels) - 1, 0, steps + 1).round().long()],
     "Karras": lambda steps: karras_sigmas(steps + 1, *ends)[:-1],
 }
-start = prior.start(4, generator=torch.Generator().manual_seed(8))  # √(1 + σ²) n at the largest level
+# √(1 + σ²) n at the largest level
+start = prior.start(4, generator=torch.Generator().manual_seed(8))
 curves = {}
 for scale in (1.0, SCALE):
     denoise = prior.denoiser(PROMPTS, scale=scale)
