@@ -20,7 +20,9 @@ def main() -> None:
     training.add_argument(
         "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
     )
-    training.add_argument("--start", type=Path, help="the folder of an autoencoder for that stage to begin from")
+    training.add_argument(
+        "--start", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
+    )
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)
     options = parser.parse_args()

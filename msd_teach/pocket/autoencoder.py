@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 PLAN = Plan(steps=9_500, batch=8, rate=1e-3)
+DECODER_PLAN = Plan(steps=10_000, batch=8, rate=5e-4)
 RENDERS = 28_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
 GRADIENT_WEIGHT = 2.0  # of the error of differences between neighbouring pixels, which is what makes pictures sharp
@@ -111,9 +112,40 @@ def train(renders: int = RENDERS, plan: Plan = PLAN, start: Path | None = None) 
     Raises:
         ValueError: no weights in `start`; a checkpoint of another recipe.
     """
+    check_folder(start)
+    data = load_renders("train", renders)
+    network = build() if start is None else begin_from(start, data.pixels(torch.arange(min(renders, 200))))
+    trained = _fit("autoencoder", network, data, plan, start)
+    standardise(trained.network, data.pixels(torch.arange(min(renders, 2000))))
+    return trained
+
+
+def train_decoder(start: Path, renders: int = RENDERS, plan: Plan = DECODER_PLAN) -> Trained[AutoencoderKL]:
+    """Train the decoder of the autoencoder in `start` alone, or go on: latents, and all that has learned them, stay.
+
+    Raises:
+        ValueError: as `train`.
+    """
+    from diffusers import AutoencoderKL
+
+    check_folder(start)
+    network = AutoencoderKL.from_pretrained(start)
+    encoder_of(network).requires_grad_(False)
+    return _fit("decoder", network, load_renders("train", renders), plan, start)
+
+
+def check_folder(start: Path | None) -> None:
+    """Refuses a folder without the weights of an autoencoder."""
     if start is not None and not (start / WEIGHTS).is_file():
         raise ValueError(f"start is {start}; it must be a folder with {WEIGHTS}")
-    data = load_renders("train", renders)
+
+
+def encoder_of(network: AutoencoderKL) -> nn.Module:
+    """What makes latents of pictures."""
+    return nn.ModuleList([network.encoder, network.quant_conv])
+
+
+def _fit(stage: str, network: AutoencoderKL, data: Renders, plan: Plan, start: Path | None) -> Trained[AutoencoderKL]:
     shown = load_renders("test", 24).pixels(torch.arange(24))
 
     def loss(network: AutoencoderKL, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -130,11 +162,7 @@ def train(renders: int = RENDERS, plan: Plan = PLAN, start: Path | None = None) 
         "latent noise": LATENT_NOISE,
         "KL weight": KL_WEIGHT,
     }
-    folder = cache_folder("pocket") / "autoencoder"
-    network = build() if start is None else begin_from(start, data.pixels(torch.arange(min(renders, 200))))
-    trained = fit("autoencoder", network, loss, renders, plan, folder, sheet, settings)
-    standardise(trained.network, data.pixels(torch.arange(min(renders, 2000))))
-    return trained
+    return fit(stage, network, loss, len(data.captions), plan, cache_folder("pocket") / stage, sheet, settings)
 
 
 def reconstruction_loss(network: AutoencoderKL, data: Renders, index: Tensor, generator: torch.Generator) -> Tensor:

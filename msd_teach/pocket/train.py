@@ -1,6 +1,6 @@
 """The stages of the pocket model's training, the gates between them, and the folder that comes out.
 
-    python -m msd_teach.pocket train        autoencoder -> judge -> clip -> unet, each from its last checkpoint
+    python -m msd_teach.pocket train        autoencoder -> decoder -> judge -> clip -> unet, each from its last checkpoint
     python -m msd_teach.pocket export       the finished stages as a Stable Diffusion folder in fp16
     python benchmarks/pocket_model.py       the figures of the model card, from that folder
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPModel, CLIPTokenizer
 
-STAGES = ("autoencoder", "judge", "clip", "unet")
+STAGES = ("autoencoder", "decoder", "judge", "clip", "unet")
+GATES = {"decoder": "autoencoder", "judge": "judge", "clip": "clip"}  # of the UNet: stages, and what their bars go by
 SHIPPED = ("judge", "clip")  # they see renders only, and serve any autoencoder and UNet
 HELD_OUT = 2000
 GPU_BATCHES = 8
@@ -44,7 +45,7 @@ def train(
 ) -> Figures:
     """Train one stage to its end, judge it on held-out scenes, and keep both; gives the figures.
 
-    `start` is a folder of an autoencoder for that stage to begin from.
+    `start` is a folder of an autoencoder for that stage, or the decoder's, to begin from.
 
     Raises:
         ValueError: an unknown stage, or one whose forerunners are not finished.
@@ -54,13 +55,23 @@ def train(
         raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}")
     if stage == "unet" and not past_gates:
         check_gates()
-    module = {"autoencoder": autoencoder, "judge": judge, "clip": clip, "unet": unet}[stage]
-    batch = module.PLAN.batch * (GPU_BATCHES if torch.cuda.is_available() else 1)
-    plan = replace(module.PLAN, steps=steps or module.PLAN.steps, batch=batch)
-    renders = renders or module.RENDERS
-    forerunners = (load_autoencoder(), *load_clip()) if stage == "unet" else ()
-    begin = {"start": start} if stage == "autoencoder" else {}
-    trained = module.train(*forerunners, renders, plan, **begin)
+    plan, own_renders = {
+        "autoencoder": (autoencoder.PLAN, autoencoder.RENDERS),
+        "decoder": (autoencoder.DECODER_PLAN, autoencoder.RENDERS),
+        "judge": (judge.PLAN, judge.RENDERS),
+        "clip": (clip.PLAN, clip.RENDERS),
+        "unet": (unet.PLAN, unet.RENDERS),
+    }[stage]
+    batch = plan.batch * (GPU_BATCHES if torch.cuda.is_available() else 1)
+    plan, renders = replace(plan, steps=steps or plan.steps, batch=batch), renders or own_renders
+    if stage == "autoencoder":
+        trained = autoencoder.train(renders, plan, start)
+    elif stage == "decoder":
+        trained = autoencoder.train_decoder(start or _finished("autoencoder"), renders, plan)
+    elif stage == "unet":
+        trained = unet.train(load_autoencoder(), *load_clip(), renders, plan)
+    else:
+        trained = {"judge": judge, "clip": clip}[stage].train(renders, plan)
     _keep(trained.network.save_pretrained, _final(stage))
     figures = held_out_figures(stage)
     record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}
@@ -74,8 +85,8 @@ def held_out_figures(stage: str) -> Figures:
     """The figures of a finished stage on held-out scenes."""
     _finished(stage)
     data = load_renders("test", HELD_OUT)
-    if stage == "autoencoder":
-        return autoencoder_figures(load_autoencoder(), load_judge(), data)
+    if stage in ("autoencoder", "decoder"):
+        return autoencoder_figures(load_autoencoder(stage), load_judge(), data)
     if stage == "judge":
         return judge_figures(load_judge(), data)
     if stage == "clip":
@@ -90,18 +101,18 @@ def check_gates() -> None:
         ValueError: a stage before it is not finished.
         RuntimeError: names the figures and their bars.
     """
-    for stage in STAGES[:3]:
+    for stage in GATES:
         _finished(stage)
-    short = [f"{stage}: {miss}" for stage in STAGES[:3] for miss in missed(stage, held_out_figures(stage))]
+    short = [f"{stage}: {miss}" for stage, bars in GATES.items() for miss in missed(bars, held_out_figures(stage))]
     if short:
         raise RuntimeError(f"train longer before the UNet: {'; '.join(short)}. --past-gates trains it all the same")
 
 
-def load_autoencoder() -> AutoencoderKL:
-    """The finished autoencoder."""
+def load_autoencoder(stage: str = "decoder") -> AutoencoderKL:
+    """The finished autoencoder, as that stage left it."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(_finished("autoencoder")).eval()
+    return AutoencoderKL.from_pretrained(_finished(stage)).eval()
 
 
 def load_judge() -> judge.Judge:

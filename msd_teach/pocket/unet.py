@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import cache_folder, load, save_atomically
+from .autoencoder import encoder_of
 from .clip import LENGTH, tokens
 from .data import load_renders
 from .training import Plan, Trained, device_of, fit, save_sheet
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
 
-PLAN = Plan(steps=40_000, batch=32, rate=1e-3, average=0.9995)
+PLAN = Plan(steps=30_000, batch=24, rate=1e-3, average=0.9995)
 RENDERS = 32_000
 CHANNELS = (64, 96, 128)
 DROPOUT = 0.1  # share of captions replaced by the empty one, for guidance
@@ -102,7 +103,7 @@ def train(
         "channels": str(CHANNELS),
         "dropout": DROPOUT,
         "SNR bound": SNR_BOUND,
-        "autoencoder": fingerprint(autoencoder),
+        "encoder": fingerprint(encoder_of(autoencoder)),
         "text encoder": fingerprint(clip.text_model),
     }
     return fit("UNet", build(), loss, renders, plan, folder, sheet, settings)
@@ -127,11 +128,11 @@ def noise_loss(
 def encode_all(autoencoder: AutoencoderKL, renders: int, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     """Posterior means and standard deviations (N, 4, 16, 16) of the training renders as fp16, and their captions.
 
-    Kept in `folder`, and made anew for another autoencoder or another number of renders.
+    Kept in `folder`, and made anew for another encoder or another number of renders.
     """
     data = load_renders("train", renders)
     path = folder / "latents.pt"
-    mark = [renders, fingerprint(autoencoder)]
+    mark = [renders, fingerprint(encoder_of(autoencoder))]
     if path.exists():
         kept = load(path)
         if kept["mark"] == mark:

@@ -136,6 +136,18 @@ def test_a_stage_goes_on_under_its_own_recipe_only(cache: Path, monkeypatch: pyt
         autoencoder.train(8, plan, cache / "begin")
 
 
+def test_the_decoder_is_trained_alone(cache: Path) -> None:
+    begin, x = cache / "begin", 2 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 1
+    old = autoencoder.build().eval()
+    old.save_pretrained(begin)
+    new = autoencoder.train_decoder(begin, 8, training.Plan(steps=2, batch=2, rate=1e-3, warmup=1)).network
+    assert torch.equal(autoencoder.latents(new, x), autoencoder.latents(old, x))
+    assert unet.fingerprint(autoencoder.encoder_of(new)) == unet.fingerprint(autoencoder.encoder_of(old))
+    assert not torch.equal(autoencoder.reconstruct(new, x), autoencoder.reconstruct(old, x))
+    with pytest.raises(ValueError, match=r"start is .*nowhere; it must be a folder with diffusion_pytorch_model"):
+        autoencoder.train_decoder(cache / "nowhere", 8)
+
+
 def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
     plan = training.Plan(steps=1000, batch=1, rate=2.0, warmup=100)
     assert plan.rate_at(0) == pytest.approx(0.02)
@@ -298,9 +310,11 @@ def test_shares_come_with_their_binomial_errors() -> None:
 
 
 def test_an_unfinished_or_unknown_stage_is_named(cache: Path) -> None:
-    with pytest.raises(ValueError, match="stage is 'gan'; it must be one of autoencoder, judge, clip, unet"):
+    with pytest.raises(ValueError, match="stage is 'gan'; it must be one of autoencoder, decoder, judge, clip, unet"):
         train.train("gan")
     with pytest.raises(ValueError, match=r"autoencoder is not trained yet: .* train --stage autoencoder"):
+        train.train("decoder")
+    with pytest.raises(ValueError, match=r"decoder is not trained yet: .* train --stage decoder"):
         train.train("unet")
 
 
@@ -312,11 +326,11 @@ def test_toy_training_of_every_stage_makes_a_folder_that_stock_libraries_load(
 
     monkeypatch.setattr(train, "HELD_OUT", 6)
     monkeypatch.setattr(unet, "SHEET", unet.SHEET[:1])
-    for stage in ("autoencoder", "judge", "clip"):
+    for stage in ("autoencoder", "decoder", "judge", "clip"):
         train.train(stage, steps=3, renders=48)
         record = json.loads((cache / stage / "figures.json").read_text())
         assert record["steps"] == 3
-    with pytest.raises(RuntimeError, match=r"train longer before the UNet: autoencoder: object dB .* < 28"):
+    with pytest.raises(RuntimeError, match=r"train longer before the UNet: decoder: object dB .* < 28"):
         train.train("unet", steps=2, renders=48)
     train.train("unet", steps=2, renders=48, past_gates=True)
     assert (cache / "unet" / "sheet-000002.png").exists()
