@@ -69,11 +69,21 @@ class _Falling(Settings):
             raise ValueError(f"start, end are {self.start}, {self.end}; they must be 0 < end <= start")
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class linear(_Falling):
-    """Falls from `start` to `end` at a constant rate (the paper's choice in 2-D)."""
+    """Falls from `start` to `end` at a constant rate (the paper's choice in 2-D), and stays there from `until` on."""
+
+    until: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("until", self.until)
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until is {self.until}; it must be progress in (0, 1]")
 
     def __call__(self, progress: float) -> float:
-        return self.start * (1 - progress) + self.end * progress
+        share = min(progress / self.until, 1.0)
+        return self.start * (1 - share) + self.end * share
 
 
 class geometric(_Falling):

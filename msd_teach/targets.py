@@ -205,42 +205,42 @@ class PFD(_Inverting):
 class ISM(Settings):
     """Interval score matching (Liang et al. 2023): the target is x − σ_t [ε(z_t; t) − ε_uncond(z_s; s)].
 
-    x is inverted in `steps` Euler steps to time s, and one `interval` further to t on the model's schedule `level`; t
-    is uniform in `times`, one for the whole batch. `uncond` is the guidance scale of the inversion, 0 in the paper of
-    ISM; None: the denoiser as it is.
+    x is given the noise of t = 0 and inverted in Euler steps of 1/steps to time s, one `interval` below t on the model's
+    schedule `level`; t is uniform between `low` and `high`, one for the whole batch. The defaults are those of the
+    released code, where `interval` and `high` fall during the first 30 % of a run. `uncond` is the guidance scale of
+    the inversion, 0 in the paper of ISM; None: the denoiser as it is.
     """
 
     uncond: float | Denoiser | None = None
     steps: int = 5
-    interval: float = 0.05
-    times: tuple[float, float] = (0.07, 0.98)
+    interval: Schedule = field(default_factory=lambda: linear(0.1, 0.05, until=0.3))
+    low: float = 0.02
+    high: Schedule = field(default_factory=lambda: linear(0.98, 0.5, until=0.3))
     level: Level = vp_sigma
 
     def __post_init__(self):
         at_least_one("steps", self.steps)
         _check_second("uncond", self.uncond)
+        check_number("low", self.low)
+        check_falling(self.interval, "interval")
+        check_falling(self.high, "high")
+        if not 0 <= self.low < self.high(1.0) <= self.high(0.0) <= 1:
+            raise ValueError(f"low is {self.low}, high {self.high!r}; they must be times, 0 <= low < high <= 1")
         check_function("level", self.level, "vp_sigma or prior.level")
-        check_number("interval", self.interval)
-        if not isinstance(self.times, tuple) or len(self.times) != 2:
-            raise ValueError(f"times is {self.times!r}; it must be (low, high)")
-        for time in self.times:
-            check_number("times", time)
-        if not 0 < self.interval <= self.times[0] <= self.times[1] <= 1:
-            said = f"interval, times are {self.interval}, {self.times}"
-            raise ValueError(f"{said}; they must be 0 < interval <= low <= high <= 1")
+        if not float(self.level(torch.zeros((), dtype=torch.float64))) > 0:
+            raise ValueError("level is 0 at t = 0; ISM starts from the noise of that level, so it must be above 0")
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         prior, back = counted(denoise), _second(denoise, self.uncond)
-        low, high = self.times
-        t = low + (high - low) * _uniform(generator)
-        grid = torch.linspace(0, t - self.interval, self.steps + 1, dtype=torch.float64)
-        *sigmas, s = self.level(grid).tolist()
-        σ = float(self.level(torch.tensor(t, dtype=torch.float64)))
-        z = x
-        for here, there in pairwise([*sigmas, s]):
+        t = self.low + (self.high(progress) - self.low) * _uniform(generator)
+        s = max(t - self.interval(progress), 0.0)
+        grid = [i / self.steps for i in range(self.steps) if i / self.steps < s] + [s, t]
+        *sigmas, σ = self.level(torch.tensor(grid, dtype=torch.float64)).tolist()
+        z = x + sigmas[0] * noise_like(x, generator)
+        for here, there in pairwise(sigmas):
             z = solver_step(back, z, here, there, "euler")
-        ε_s = (z - back(z, s)) / s
-        z = z + (σ - s) * ε_s
+        ε_s = (z - back(z, sigmas[-1])) / sigmas[-1]
+        z = z + (σ - sigmas[-1]) * ε_s
         ε_t = (z - prior(z, σ)) / σ
         return Target(x - σ * (ε_t - ε_s), 1.0, prior.calls + back.calls, σ)
 

@@ -37,6 +37,7 @@ def test_schedules_fall_from_start_to_end(start, share):
 
 def test_the_middle_tells_the_schedules_apart():
     assert linear(4, 1)(0.5) == pytest.approx(2.5)
+    assert [linear(4, 1, until=0.3)(t) for t in (0, 0.15, 0.3, 1)] == pytest.approx([4, 2.5, 1, 1])
     assert geometric(4, 1)(0.5) == pytest.approx(2)
     assert cosine(4, 1)(0.25) == pytest.approx(1 + 3 * (1 + math.sqrt(0.5)) / 2)
 

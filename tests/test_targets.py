@@ -200,21 +200,27 @@ def test_sdi_in_variance_preserving_form(seed, progress):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_ism_in_variance_preserving_form(seed):
+@pytest.mark.parametrize(
+    ("progress", "high", "interval"), [(0.0, 0.98, 0.1), (0.15, 0.74, 0.075), (0.3, 0.5, 0.05), (1.0, 0.5, 0.05)]
+)
+def test_ism_in_variance_preserving_form(seed, progress, high, interval):
     forward, uncond = guided(MIXTURE.denoise, OTHER.denoise, 7.5), OTHER.denoise
-    target = ISM(uncond=uncond)(forward, X, 0.0, seeded(seed))
-    t = 0.07 + 0.91 * torch.rand((), generator=seeded(seed)).item()
-    times = [(t - 0.05) * i / 5 for i in range(6)]
-    z = math.sqrt(alpha_bar(0)) * X
+    target = ISM(uncond=uncond)(forward, X, progress, seeded(seed))
+    g = seeded(seed)
+    t = 0.02 + (high - 0.02) * torch.rand((), generator=g).item()
+    s = max(t - interval, 0)
+    times = [time for time in (0.0, 0.2, 0.4, 0.6, 0.8) if time < s] + [s]
+    a = alpha_bar(0)
+    z = math.sqrt(a) * X + math.sqrt(1 - a) * torch.randn(X.shape, dtype=X.dtype, generator=g)
     for lo, hi in itertools.pairwise(times):
         z = ddim(z, epsilon(uncond, z, alpha_bar(lo)), alpha_bar(lo), alpha_bar(hi))
-    a, b = alpha_bar(times[-1]), alpha_bar(t)
+    a, b = alpha_bar(s), alpha_bar(t)
     ε_s = epsilon(uncond, z, a)
     ε_t = epsilon(forward, ddim(z, ε_s, a, b), b)
     gradient = math.sqrt((1 - b) / b) * (ε_t - ε_s)
     torch.testing.assert_close(X - target.value, gradient, rtol=1e-8, atol=1e-8)
     assert target.level == pytest.approx(math.sqrt((1 - b) / b))
-    assert target.calls == 5 + 1 + 2
+    assert target.calls == len(times) - 1 + 1 + 2
 
 
 @given(seed=seeds, λ=levels, η=st.sampled_from([1.0, 1.9]))
@@ -300,7 +306,7 @@ def test_guided_calls_cost_two():
     cost = {
         "SDS": (SDS(samples=3), 6),
         "VSD": (VSD(ideal_particles), 3),
-        "ISM": (ISM(), 14),
+        "ISM": (ISM(steps=1, low=0.2), 6),
         "MeanShift": (MeanShift(constant(0.3)), 2),
         "MSD": (MSD("exact", constant(0.3), SIGMAS, 2, "euler"), 2 * 2 * 7),
     }
@@ -353,8 +359,10 @@ def test_bad_settings_are_refused_when_the_method_is_made():
         r"sigma is 3\.0; it must be a function, such as uniform_time": lambda: SDS(sigma=3.0),  # type: ignore[arg-type]
         r"weight is 2\.0; it must be a function": lambda: VSD(ideal_particles, weight=2.0),  # type: ignore[arg-type]
         r"particles is None; it must be a function": lambda: VSD(None),  # type: ignore[arg-type]
-        r"times is 0\.5; it must be \(low, high\)": lambda: ISM(times=0.5),  # type: ignore[arg-type]
-        r"interval is 'a'; it must be a number": lambda: ISM(interval="a"),  # type: ignore[arg-type]
+        r"low is 0\.6, high linear.*; they must be times, 0 <= low < high": lambda: ISM(low=0.6),
+        r"interval is 0\.05; it must be a function of progress": lambda: ISM(interval=0.05),  # type: ignore[arg-type]
+        r"level is 0 at t = 0; ISM starts": lambda: ISM(level=torch.sqrt),
+        r"until is 0; it must be progress in": lambda: linear(1, 0.1, until=0),
         r"start is 'a'; it must be a number": lambda: linear("a", 0.1),  # type: ignore[arg-type]
         r"top is nan; it must be above 0": lambda: sigmas_around(top=math.nan),
         r"kernel is 'Eq15'; it may be one of": lambda: MSD("Eq15", constant(0.3), SIGMAS, inversion=1.0),

@@ -137,7 +137,7 @@ def test_every_method_improves_the_verdict_from_a_near_start():
         "SDS annealed": SDS(annealed(fall), unit_weight),
         "SDI": SDI(inversion=1.0, time=times, level=prior.level),
         "PFD": PFD(inversion=1.0, time=times, level=prior.level),
-        "ISM": ISM(uncond=1.0, times=(0.07, 0.5), level=prior.level),
+        "ISM": ISM(uncond=1.0, level=prior.level),
         "mean shift": MeanShift(fall),
         "MSD exact": MSD("exact", fall, sigmas_around(4, span=10.0)),
     }
