@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .tensors import per_item, right_pad, widest
+from .tensors import at_least_one, per_item, right_pad, widest
 
 
 class Denoiser(Protocol):
@@ -60,8 +60,7 @@ class IdealDenoiser:
 
     def __call__(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         level = per_item(sigma, z)
-        if z.shape[max(0, z.ndim - len(self.event)) :] != self.event:
-            raise ValueError(f"z has shape {tuple(z.shape)}; it must end in the data's event shape {tuple(self.event)}")
+        self._check_event(z)
         if level.ndim and level.shape[z.ndim - len(self.event) :].numel() != 1:
             raise ValueError(f"sigma has shape {tuple(level.shape)}; it may not vary within an event")
         kind = torch.promote_types(z.dtype, torch.float32)
@@ -74,6 +73,33 @@ class IdealDenoiser:
         if fine.any():
             mean = mean.index_put((fine.nonzero()[:, 0],), self._read(rows[fine].double(), s[fine]).to(kind))
         return mean.to(z.dtype).reshape(z.shape)
+
+    def posterior_sample(
+        self, z: Tensor, sigma: float, samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Data drawn from the posterior of y given z, (samples, *z.shape), for z of shape (*batch, *event).
+
+        At z = x and σ = λ these are perfect draws of the product density p(y) N(y; x, λ²I), for the price of one look at
+        all data.
+
+        Raises:
+            ValueError: as for a call; samples that are not 1, 2, …
+        """
+        samples, level = at_least_one("samples", samples), float(per_item(sigma, z.new_zeros(())))
+        self._check_event(z)
+        rows = z.double().reshape(-1, len(self.centre)) - self.centre.to(z.device)
+        keys, d = self.keys(torch.float64, z.device), rows.shape[1]
+        parts: list[Tensor] = []
+        for part in rows.split(max(1, 4 * CHUNK // len(keys))):
+            weights = ((part @ keys[:, :d].T + keys[:, d]) / max(level, SMALLEST_SIGMA) ** 2).softmax(-1)
+            weights = weights if generator is None else weights.to(generator.device)
+            parts.append(torch.multinomial(weights, samples, replacement=True, generator=generator))
+        index = torch.cat(parts).T.to(self.data.device)
+        return self.data[index].to(z.device, z.dtype).reshape(samples, *z.shape)
+
+    def _check_event(self, z: Tensor) -> None:
+        if z.shape[max(0, z.ndim - len(self.event)) :] != self.event:
+            raise ValueError(f"z has shape {tuple(z.shape)}; it must end in the data's event shape {tuple(self.event)}")
 
     @torch.inference_mode(False)
     def keys(self, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -126,7 +126,7 @@ Every figure follows a question marked **Predict**. Answer it, even wrongly, bef
 |---|---|
 | a cell that prints a *largest error* | a **check**: a derived result against an identity or a closed form. It stops the notebook if it fails |
 | "Break it" | a knob turned too far, on purpose |
-| *Erratum* box | the paper prints a sign, factor or index that does not hold; the proof is in the box, the measurement next to it |
+| *Erratum*, *misprint*, *convention* | boxes about the paper's text: an erratum changes results, a misprint does not, a convention is only another choice than ours. The proof is in the box, the measurement next to it |
 | ★, ★★, ★★★ | an exercise, and how hard it is. Write your code in the stub; the checker prints *not yet*, says what is wrong, or gives your error. The solution is folded away below |
 | (8) | an equation of the paper, with its number there; ours carry their chapter, as in (M1.2) |
 

@@ -82,7 +82,7 @@ At 0.015 the vanes fall apart into specks, many of them single data. At 0.4 only
 > **Note**
 >
 > The paper writes its kernel $G_\lambda(x) = c_\lambda e^{-|x|^2/\lambda^2}$, whose standard deviation is $\lambda/\sqrt 2$. In this book a bandwidth is always a standard deviation, so
-> $\lambda = \lambda_\text{paper}/\sqrt2$. Only in the erratum boxes do we use the paper's.
+> $\lambda = \lambda_\text{paper}/\sqrt2$. Only in the boxes about its text do we use the paper's.
 
 ## From a stationary point to an iteration
 
@@ -110,7 +110,7 @@ $$
 This is an average of $p$, weighted by nearness to $x$. The right-hand side still contains $x$, so it is no solution, but it can be iterated: replace $x$ by $x'$ and average again. That is **mean shift**,
 introduced by {cite:t}`fukunaga1975gradient` and made famous in computer vision by {cite:t}`comaniciu2002meanshift`.
 
-> **Erratum: Eq. 4**
+> **Misprint: Eq. 4**
 >
 > The paper prints $\nabla p^*_\lambda = \int c_\lambda (x-y)\,G_\lambda(x-y)\,p(y)\,dy$. But $G_\lambda(u) = c_\lambda e^{-|u|^2/\lambda^2}$ has the gradient $-\tfrac{2}{\lambda^2}\,u\,G_\lambda(u)$,
 > and $c_\lambda$ is already inside $G_\lambda$. So the factor is $-2/\lambda_\text{paper}^2$, that is $-1/\lambda^2$. The zeros are the same; the sign, printed as it is, would lead downhill.
@@ -173,7 +173,7 @@ There is a second reading. Draw a clean point $y\sim p$ and blur it, $x = y + \l
 $p(y)\,\mathcal N(x-y;\lambda^2 I)$, and Eq. 5 is its mean. **The mean-shift step is a denoiser**, $x' = D(x;\lambda) = \mathbb E[y\mid x]$. The library gives it for a mixture in closed form, as `mixture.denoise(x, λ)`,
 and for data as `IdealDenoiser(points)(x, λ)`. Chapter 02 follows this thread; here we only use the two functions.
 
-> **Erratum: Eq. 6**
+> **Misprint: Eq. 6**
 >
 > The paper prints $m \propto p^*_\lambda\,\nabla p^*_\lambda$. By (M1.1) it is $m = \tfrac{\lambda_\text{paper}^2}{2}\,\nabla p^*_\lambda / p^*_\lambda$: a quotient, not a product. Since $p^*_\lambda > 0$, both point the same way,
 > so the paper's conclusion about the direction stands. The lengths do not agree, as the next cell shows.

@@ -158,9 +158,9 @@ Read it as attention {cite}`vaswani2017attention`: the query is $z/\sigma^2$, th
 
 # %% [markdown]
 r"""
-> **Erratum: Eq. 16**
+> **Convention: Eq. 16**
 >
-> The paper prints $\mathcal N(x; y_i, \sigma(t))$. A few lines later it writes $\mathcal N(\alpha_t x, \sigma_t^2 I)$, with a variance in that place. In Eq. 16 the variance must be $\sigma(t)^2 I$: this is the posterior of $z = y + \sigma n$, and (M2.2) holds for no other width.
+> The paper writes $\mathcal N(x; y_i, \sigma(t))$ and $\mathcal N(0, \sigma(t) I)$, with the standard deviation in the last place; a few lines later it is $\mathcal N(\alpha_t x, \sigma_t^2 I)$, with the variance. In this book the variance stands there, $\sigma(t)^2 I$: this is the posterior of $z = y + \sigma n$, and (M2.2) holds for no other width.
 >
 > It then says that $\sigma(t)$ takes the place of the bandwidth $\lambda$. With the paper's kernel $e^{-|x|^2/\lambda^2}$ it takes the place of $\lambda/\sqrt 2$, since $|x|^2/\lambda^2 = |x|^2/2\sigma^2$ only for $\lambda = \sqrt 2\, \sigma$. In this book $\lambda$ is a standard deviation and the remark holds as printed.
 """

@@ -44,6 +44,7 @@ from msd_teach.schedules import (
     dreamfusion_weight,
     linear,
     literal_weight,
+    sigmas_around,
     uniform_sigma,
     uniform_time,
     unit_weight,
@@ -112,10 +113,10 @@ for t in (0.1, 0.5, 0.9):
 
 # %% [markdown]
 r"""
-> **Erratum: Eq. 1**
+> **Misprint: Eq. 1**
 >
-> The paper prints $z_t = \alpha(t)\,x + \epsilon$ with $\epsilon \sim \mathcal N(0, \sigma(t) I)$ and subtracts this $\epsilon$ from $\epsilon_\phi$. Two slips. The variance must be $\sigma_t^2$, not $\sigma_t$, or $z_t$ is not what the network was trained on. And
-> a network predicts *unit* noise: with $\epsilon = \sigma_t n$ even a perfect prediction leaves $n - \sigma_t n$. The mean survives, since $\mathbb E\,n = 0$; the variance does not vanish where it should. Take a single datum, $p = \delta_y$, and $x = y$: correct code moves by exactly 0.
+> The paper prints $z_t = \alpha(t)\,x + \epsilon$ with $\epsilon \sim \mathcal N(0, \sigma(t) I)$, a standard deviation in the last place as in its Eq. 16, and subtracts this $\epsilon = \sigma_t n$ from $\epsilon_\phi$. But a network predicts *unit* noise (by the paper's own Section 3.4, $\epsilon_\theta \approx -\sigma\,\nabla\log p$), so that even
+> a perfect prediction leaves $n - \sigma_t n$. The mean survives, since $\mathbb E\,n = 0$; the variance does not vanish where it should. Take a single datum, $p = \delta_y$, and $x = y$: correct code moves by exactly 0.
 
 ### Exercise 3.1 · The target in a network's language (★, 10 min)
 
@@ -184,8 +185,8 @@ DreamFusion's weight $w = \sigma/(1+\sigma^2) \le \tfrac12$. This settles an odd
 
 > **Erratum: Algorithm 1**
 >
-> It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1 \le -\tfrac12$ in every direction: it has no
-> minimum at all, and every run leaves for infinity. It is the line of Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
+> It sets $y_i \leftarrow w(t)\,[\hat\epsilon - \epsilon]$, which already is the update, and then averages $y_i - x^k$. That adds $-x$ to the gradient. The function descended would be $\mathcal L_\text{SDS}(x) - \tfrac12|x|^2$, whose curvature is at most $\mathbb E[w] - 1$ in every direction. Where
+> $\mathbb E[w] < 1$, as with DreamFusion's weight and with the $\alpha$ of Eq. 1, it has no minimum at all, and every run leaves for infinity. It is the line of Algorithm 2, where $y_i$ is a point. The mean of the $y_i$ alone is meant.
 """
 
 # %% tags=["check"]
@@ -193,12 +194,14 @@ grid = figures.lattice(SIDE)
 expected = interpolate(sds_field(p, grid, levels=LEVELS).reshape(SIDE, SIDE, 2), 1.5)
 
 u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-mean_weight = dreamfusion_weight(uniform_time()(u, 0.0)).mean()
+σ = uniform_time()(u, 0.0)
+mean_weight = dreamfusion_weight(σ).mean()
 inside = 0.9 * grid
 h = 0.01 * torch.eye(2, dtype=torch.float64)
 hessian = torch.stack([(expected(inside + e) - expected(inside - e)) / 0.02 for e in h], -1)
 curvatures = torch.linalg.eigvalsh((hessian + hessian.mT) / 2)
 print(f"curvature of L_SDS: {curvatures.min():.3f} to {curvatures.max():.3f}; bound E[w] = {mean_weight:.3f}")
+print(f"E[w] for w(t) = α in Eq. 1: {(1 / (σ * (1 + σ**2).sqrt())).mean():.3f}, for w(t) = 1: {(1 / σ).mean():.3f}")
 
 correct = printed = torch.tensor([[0.5, -0.2]], dtype=torch.float64)
 for _ in range(20):
@@ -270,7 +273,7 @@ One minimum for the whole fractal, and it is a phantom: a point in a gap, more t
 Does this depend on how $\sigma$ is drawn and weighed? The paper does not give its law. Two are natural in the plane, $\sigma$ uniform up to 5, and $t$ uniform on a variance-preserving schedule; with the four weights there are eight versions of "SDS". (M3.2) shows what can
 matter: level $\sigma$ counts with the share $w(\sigma)\,\sigma^2 \times$ its probability. Beside each minimum we print how much of this budget goes to noise larger than the data, $\sigma > 0.34$.
 
-**Predict.** Which change helps most: the law, or the weight?
+**Predict.** Does a change of the law help, or one of the weight? Read the table in both directions.
 """
 
 
@@ -282,16 +285,18 @@ def eq_1_weight(sigma):
 laws = {"t uniform": uniform_time(), "σ uniform": uniform_sigma()}
 weights = {"DreamFusion": dreamfusion_weight, "chain rule": chain_rule_weight}
 weights |= {"Eq. 1: α": eq_1_weight, "Eq. 1: α²": literal_weight}
-print(f"{'law':10} {'weight':12} {'σ > 0.34':>9} {'minima':>7} {'phantom':>8} {'−log p':>7} {'|x − mean|':>11}")
-for law_name, law in tqdm(laws.items(), leave=False):
-    for name, weight in weights.items():
+print(f"{'':12}" + "".join(f"{law:>40}" for law in laws))
+print(f"{'weight':12}" + 2 * f"{'σ > 0.34':>12} {'phantom':>8} {'−log p':>7} {'|x − mean|':>10}")
+for name, weight in tqdm(weights.items(), leave=False):
+    cells = []
+    for law in laws.values():
         x = minima(lambda x, law=law, w=weight: sds_field(p, x, law, w, levels=LEVELS), n=pick(smoke=31, laptop=61))
-        σ = law(u, 0.0)
-        budget = weight(σ) * σ**2
-        nll = -p.log_prob(x).mean()
+        budget = weight(law(u, 0.0)) * law(u, 0.0) ** 2
+        share = budget[law(u, 0.0) > 0.34].sum() / budget.sum()
         far = (x - p.weights @ p.means).norm(dim=-1).mean()
-        share = budget[σ > 0.34].sum() / budget.sum()
-        print(f"{law_name:10} {name:12} {share:9.1%} {len(x):7} {is_phantom(p, x).sum():8} {nll:7.1f} {far:11.3f}")
+        lost = f"{is_phantom(p, x).sum()} of {len(x)}"
+        cells.append(f"{share:12.1%} {lost:>8} {-p.log_prob(x).mean():7.1f} {far:10.3f}")
+    print(f"{name:12}" + "".join(cells))
 
 # %% [markdown]
 r"""
@@ -488,10 +493,10 @@ figures.show(
 r"""
 SDS is not a noisy compass everywhere. Far from the data almost every step is right, since large noise and a far mean agree. As the mean update shrinks the scatter stays, and a hundredth away from the minimum two steps in five go backwards. Mean shift draws nothing; its share and its scatter are 0.
 
-> **Erratum: the SDS gradient of Section 4.1**
+> **Convention: the SDS gradient of Section 4.1**
 >
-> For the ideal denoiser the paper prints $\mathbb E\bigl[w(t)\,(z_t - D^*(z_t;\sigma_t))/\sigma_t\bigr]$. Two things are missing. **The $\alpha$:** $D^*$ estimates $y$, while $z_t$ holds $\alpha y$, so $\hat\epsilon = (z_t - \alpha D^*)/\sigma_t$. Without it the update vanishes not at $x = \mathbb E[D^*]$ but, roughly, at $\alpha x = \mathbb E[D^*]$: the phantom is
-> pushed away from the origin. **The $-\epsilon$:** dropping it leaves the mean alone ($\mathbb E\,\epsilon = 0$), but $\hat\epsilon = \epsilon + (x - D)/\sigma$ now carries the whole injected noise into the update. A control variate of coefficient 1 has been thrown away.
+> For the ideal denoiser the paper prints $\mathbb E\bigl[w(t)\,(z_t - D^*(z_t;\sigma_t))/\sigma_t\bigr]$. As an *expectation*, in the variance-exploding form of Eq. 16 ($\alpha = 1$), it is right. Two traps wait for those who copy it into a program. **With the schedule of Eq. 1** $z_t$ holds $\alpha y$, so $\hat\epsilon = (z_t - \alpha D^*)/\sigma_t$. Without the $\alpha$ the update vanishes not at $x = \mathbb E[D^*]$ but, roughly, at $\alpha x = \mathbb E[D^*]$: the phantom is
+> pushed away from the origin. **As a single sample** it lacks the $-\epsilon$. That leaves the mean alone ($\mathbb E\,\epsilon = 0$), but $\hat\epsilon = \epsilon + (x - D)/\sigma$ now carries the whole injected noise into the update. A control variate of coefficient 1 has been thrown away.
 """
 
 # %% tags=["check"]
@@ -590,12 +595,13 @@ The paper uses Adam, 150 steps at rate 0.08. Here is how far points still move i
 
 
 # %%
-def run(method, x, steps=150, denoise=denoise, seed=1):
+def run(method, x, steps=150, denoise=denoise, seed=1, **options):
     """States (steps + 1, n, 2) of points optimised by Adam, as in the paper, and the denoiser calls a point."""
     x = x.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.08)
     states = [x.detach().clone()]
-    for _info in distill(lambda _: x, optimizer, denoise, method, steps, generator=torch.Generator().manual_seed(seed)):
+    generator = torch.Generator().manual_seed(seed)
+    for _info in distill(lambda _: x, optimizer, denoise, method, steps, generator=generator, **options):
         states.append(x.detach().clone())
     return torch.stack(states), _info.calls
 
@@ -654,6 +660,8 @@ def close_up(ax, x):
 
 samples = p.sample(pick(smoke=60, laptop=400), generator=generator)
 ruined, _ = run(SDS(), samples)
+for k in (0, 10, 150):
+    print(f"after {k:3} steps {(-p.log_prob(ruined[k]) < 3).double().mean():4.0%} have −log p < 3, as on a branch")
 kept, _ = run(MeanShift(linear(0.03, 0.003)), samples)
 fig, axes = figures.planes(["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ ≤ 0.03"], width=7.6)
 views = ((samples, figures.BLACK), (ruined[10], figures.RED), (ruined[-1], figures.RED), (kept[-1], figures.BLUE))
@@ -668,7 +676,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Ten steps are enough to lose every branch. A method whose update vanishes at good points would have left them alone; the one on the right moves points only along the branches, to the next local summit.
+Ten steps take most points off the branches, and in the end none is left on one. A method whose update vanishes at good points would have left them alone; the one on the right moves points only along the branches, to the next local summit.
 
 ## Break it: more guidance
 
@@ -727,12 +735,12 @@ Means and variances explain the walk to about a tenth of its length; not one bra
 | SDS {cite}`poole2023dreamfusion` | $D(x + \sigma n; \sigma)$ | $\sigma$, $n$ | 1 |
 | SDS, annealed | the same, $\sigma = \lambda_k$ falling | $n$ | 1 |
 | SDI {cite}`lukoianov2024sdi` | $D(x + \sigma\,\kappa(x); \sigma)$, $\kappa$ by inverting $x$ | little | ≤ 11 |
-| ISM {cite}`liang2024luciddreamer` | $x - \sigma_t\,[\hat\epsilon(z_t) - \hat\epsilon(z_s)]$, both on the inverted path | $t$ | 7 |
+| ISM {cite}`liang2024luciddreamer` | $x - \sigma_t\,[\hat\epsilon(z_t) - \hat\epsilon(z_s)]$, both on the inverted path | $t$, a little $n$ | ≤ 7 |
 | VSD {cite}`wang2023prolificdreamer` | $x - [D_\text{particles}(z; \sigma) - D(z; \sigma)]$ | $\sigma$, $n$ | 2 |
 | mean shift | $D(x; \lambda_k)$ | nothing | 1 |
 | MSD {cite}`thamizharasan2025msd` | a sample of $p(y)\,\mathcal N(y; x, \lambda_k^2 I)$ | $n$ | a sampler's |
 
-They differ in what noise they add to $x$ before they ask the denoiser. SDS adds fresh noise. SDI looks for the noise that *would have led* to $x$, by inverting the flow of chapter 02, and lets $\sigma$ fall to 0.7, where the authors' code stops. ISM compares two points of an inverted path. VSD subtracts what a second
+They differ in what noise they add to $x$ before they ask the denoiser. SDS adds fresh noise. SDI looks for the noise that *would have led* to $x$, by inverting the flow of chapter 02. We run it as its authors do in 3-D, a new target for each step and $\sigma$ down to 0.7, and as they do in 2-D: 40 targets, 25 steps of Adam towards each, $\sigma$ down to 0.06. ISM compares two points of an inverted path, here with the settings of the released code. VSD subtracts what a second
 denoiser says, one that knows the distribution of the current points; on images that takes a trained network, here it is `IdealDenoiser(x)`. Mean shift adds none. MSD follows in chapters 04 to 06; take it as a black box that draws a point of $p$ near $x$.
 
 One row is a control. **SDS, annealed** is plain SDS whose noise level follows the very schedule of $\lambda$ that mean shift and MSD use.
@@ -741,52 +749,69 @@ All get the same start, the same Adam, the same $D^*$. **Predict.** Rank them by
 """
 
 # %%
-sigmas = karras_sigmas(16, 0.002, 5.0)
 methods = {
     "SDS, t uniform": SDS(),
     "SDS, Eq. 1, σ uniform": SDS(sigma=uniform_sigma(), weight=eq_1_weight),
     "SDS annealed": SDS(sigma=annealed(bandwidth), weight=unit_weight),
     "SDI": SDI(),
+    "SDI, 25 steps a target": SDI(time=linear(0.98, 0.02)),
     "ISM": ISM(),
     "VSD": VSD(ideal_particles),
     "mean shift": MeanShift(bandwidth),
-    "MSD, exact": MSD("exact", bandwidth, sigmas, solver="euler"),
+    "MSD, exact": MSD("exact", bandwidth, sigmas_around(pick(smoke=6, laptop=24))),
 }
+own_pace = {"SDI, 25 steps a target": {"steps": pick(smoke=4, laptop=40), "steps_per_target": 25}}
 start = figures.lattice(pick(smoke=5, laptop=17, gpu=41))
 ends, calls = {}, {}
 print(f"{'':22} {'−log p: mean':>13} {'median':>8} {'spread':>8} {'late way':>9} {'calls':>6}")
 for name, method in tqdm(methods.items(), leave=False):
-    states, calls[name] = run(method, start, pick(smoke=30, laptop=150))
+    pace = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)})
+    states, calls[name] = run(method, start, **pace)
     ends[name] = states[-1]
-    nll, way = -p.log_prob(ends[name]), (states[-1] - states[-11]).norm(dim=-1).mean()
+    nll, way = -p.log_prob(ends[name]), (states[-1] - states[-11:][0]).norm(dim=-1).mean()
     spread = ends[name].std(0).mean()
     print(f"{name:22} {nll.mean():13.2f} {nll.median():8.2f} {spread:8.3f} {way:9.4f} {calls[name]:6}")
 print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {own.std(0).mean():8.3f}")
 
 # %%
-fig, axes = figures.planes(list(methods), rows=2, width=7.6)
-for ax, x, color in zip(axes, ends.values(), 2 * (figures.RED, figures.BLUE, figures.GREEN, figures.PINK), strict=True):
+fig, axes = figures.planes(list(methods), rows=3, width=7.0)
+for ax, x, color in zip(axes, ends.values(), 3 * (figures.RED, figures.BLUE, figures.GREEN), strict=True):
     close_up(ax, x)
     figures.points(ax, x, color, size=9, alpha=0.75)
 ladder = vp_sigma(torch.tensor([0.0, 0.1]))
 print(f"SDI's first inversion step: σ = {ladder[0]:.3f} → {ladder[1]:.3f}, x − D times {ladder[1] / ladder[0] - 1:.1f}")
 figures.show(
     fig,
-    alt="End points of eight methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in "
-    "another gap. VSD: as wide as the data, blurred. ISM on the branches beside the trunk, some astray. Annealed SDS, mean shift and MSD on the trunk.",
+    alt="End points of nine methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in another gap; "
+    "with 25 steps a target on branches and between them. ISM: along branches, some astray. VSD: as wide as the data, blurred. Annealed SDS, mean shift and MSD on the trunk.",
 )
 
 # %% [markdown]
 r"""
-Read the table from the end. **Mean shift** gathers all but a few points on the densest spot of the trunk, without a single random number, with one call a step. **MSD** does nearly the same with noise and 17 calls. And **annealed SDS** does what MSD does with one call. On this density, with these settings, the decisive step from "SDS" to "MSD" is not the product sampler; it is letting the noise level fall to the scale of the twigs. Chapter 06 looks for the places where more is true.
+One run of SDI or ISM is one throw of dice, the same for all points: each step draws one $t$ for the whole batch. So before we read their rows, the same runs with other seeds.
+"""
+
+# %%
+SEEDS = range(pick(smoke=2, laptop=8))
+print(f"−log p after each of {len(SEEDS)} runs: median, mean, share of points with less than 3")
+for name in ("SDI", "SDI, 25 steps a target", "ISM"):
+    pace, seeds = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)}), SEEDS if "SDI" != name else SEEDS[:2]
+    runs = [-p.log_prob(run(methods[name], start, seed=seed, **pace)[0][-1]) for seed in seeds]
+    print(f"{name:23}", *(f"{v.median():6.1f} {v.mean():4.0f} {(v < 3).double().mean():4.0%} |" for v in runs))
+
+# %% [markdown]
+r"""
+Read the table from the end. **Mean shift** gathers all but a few points on the densest spot of the trunk, without a single random number, with one call a step. **MSD** does nearly the same with noise and 48 calls. And **annealed SDS** does what MSD does with one call. On this density, with these settings, the decisive step from "SDS" to "MSD" is not the product sampler; it is letting the noise level fall to the scale of the twigs. Chapter 06 looks for the places where more is true.
 
 All three score far below the samples of $p$. They should: they seek modes, and a mode is more likely than a sample. It also means that the variety is gone, as the spread shows.
 
-**VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments. **ISM** mostly finds the first branches beside the trunk; two points of one path agree in most of what is random.
+**VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments.
 
-**SDI** lands in the void, very reliably. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. Its settings come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by this panel.
+**ISM** finds branches, since two points of one path agree in most of what is random. How many points it leaves there depends on the seed, from a quarter to three quarters, and a few far astray make the mean. From one run of it nothing follows.
 
-## An eighth target, which stands still
+**SDI** with a new target for every step lands in the void, whatever the seed. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. With 25 steps towards each of forty targets, and σ falling on, more than a quarter of the points ends on a branch, and the median falls to a tenth. The settings of both come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by these panels.
+
+## One more target, which stands still
 
 SDI asks one giant Euler step where the flow from $z$ would end. **PFD** {cite}`ramanan2026pfd` goes the whole way: up by inversion, down again by the sampler, and where that ends is the target. Its authors promise that the distribution is kept, where SDI contracts and MSD seeks modes.
 
@@ -928,7 +953,7 @@ r"""
 r"""
 ## Take-aways
 
-- SDS pulls $x$ towards $D(x + \sigma n; \sigma)$. Its recipes differ in the law of $\sigma$ and in one weight, and the weight decides more.
+- SDS pulls $x$ towards $D(x + \sigma n; \sigma)$. Its recipes differ in the law of $\sigma$ and in one weight; what counts is the product of the two, and how much of it is left for small levels.
 - It descends $-\mathbb E[w\sigma^2\log p_\sigma(x + \sigma n)]$: a blur, a logarithm, another blur. Two point masses at $\pm a$ merge at $\sigma = 0.685\,a$, where mean shift still tells them apart.
 - With the usual weights the minimum is near the mean of the data. Where the density has a gap there, it is a phantom mode. Guidance moves it; it does not bring it back.
 - Far away SDS steps are nearly all right; near the end two in five go backwards. The cloud that remains is predicted by a linear recursion.

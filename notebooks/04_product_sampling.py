@@ -94,7 +94,7 @@ def samples_needed(mixture, x, bandwidth, accuracy=0.1):
     return (spread / (accuracy * (there - x).norm()) ** 2 / share(mixture, x, bandwidth)).item()
 
 
-queries = {"trunk": (0.25, 0.33), "twig": (-0.3, 0.9), "gap": (0.62, 0.55)}
+queries = {"trunk": (0.25, 0.33), "twig": (-0.28, 0.9), "gap": (0.62, 0.55)}
 queries = {name: torch.tensor(point, dtype=torch.float64) for name, point in queries.items()}
 levels = torch.logspace(-3, 0, pick(smoke=13, laptop=31), dtype=torch.float64).tolist()
 
@@ -261,7 +261,7 @@ $$
 \nabla_z \log p_\sigma(z) + \nabla_z \log \mathcal N(z; x, \lambda^2 I) = \nabla_z\log p_\sigma(z) + \frac{x - z}{\lambda^2}. \tag{9}
 $$
 
-> **Erratum: Eq. 9**
+> **Erratum: Eq. 9, the second equality**
 >
 > The paper prints the kernel's score as $-(x - z)/\lambda^2$, which points *away* from $x$. With $G(u) = c\,e^{-|u|^2/\lambda_\text{paper}^2}$ and $u = x - z$, the chain rule gives $\nabla_z\log G(x - z) = -\tfrac{1}{\lambda_\text{paper}^2}\cdot 2(x - z)\cdot(-1) = +\tfrac{2}{\lambda_\text{paper}^2}(x - z)$, and $2/\lambda_\text{paper}^2 = 1/\lambda^2$.
 
@@ -337,7 +337,11 @@ $$
 
 With $\sigma_{\max} = 5$ and λ = 0.3 this is about $10^{-60}$, and most of it is spent at large σ, before the model has seen any structure. The randomness of a diffusion sampler is all in its start; this start is forgotten. What the model does in its bracket, it does to what is left.
 
-What is wrong with Eq. 9, then? At noise level σ the sampler needs the score of *the noised product*, $q_\lambda * \mathcal N(0,\sigma^2 I)$. The sum is the score of the noised $p$ times the *clean* kernel. Blurring a product is not blurring one factor: it agrees only at σ = 0. That a sum of noised scores is not the noised score of the product is known from composing diffusion models {cite}`du2023reduce`; there the remedy is Markov chain Monte Carlo at every level. For a Gaussian kernel we shall do better.
+> **Erratum: Eq. 9, the first equality**
+>
+> This one is not a misprint, and no other in the paper changes as much. Eq. 9 calls the sum "the score of our product density". At noise level σ a sampler needs the score of the *noised* product, $q_\lambda * \mathcal N(0,\sigma^2 I)$; the sum is the score of the noised $p$ times the *clean* kernel, and blurring a product is not blurring one factor. In one dimension, for $p = \mathcal N(0, s^2)$: the noised product's score falls off as $1/\sigma^2$, the sum tends to $(x - z)/\lambda^2$. They agree at σ = 0 and nowhere else.
+
+That a sum of noised scores is not the noised score of the product is known from composing diffusion models {cite}`du2023reduce`; there the remedy is Markov chain Monte Carlo at every level. For a Gaussian kernel we shall do better.
 
 ### Where it ends instead: a referee
 

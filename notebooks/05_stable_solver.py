@@ -670,7 +670,7 @@ Not stiff, and no better: at the two smaller bandwidths the error exceeds $|m|$.
 
 ## A limited interval
 
-The paper's first remedy for images is to apply the kernel "in limited interval through the sampling chain", after {cite:t}`kynkaanniemi2024interval` who do it with guidance. It does not say which. We can measure: for each interval $[\sigma_{\text{lo}}, \sigma_{\text{hi}}]$ the error of $m$, and the spread.
+The paper's first remedy for images is to apply the kernel "in limited interval through the sampling chain" (Section 3.4), after {cite:t}`kynkaanniemi2024interval` who do it with guidance. (Section 4.3 and Figure 8 cite Section 3.4 for "applying *guidance* in limited interval". So either may be meant, and chapter 09 tries both.) It does not say which interval. We can measure: for each interval $[\sigma_{\text{lo}}, \sigma_{\text{hi}}]$ the error of $m$, and the spread.
 
 **Predict.** Two effects pull against each other. If the kernel starts late (small $\sigma_{\text{hi}}$), what has the sample decided by then? If it ends early (large $\sigma_{\text{lo}}$), what can the model still do?
 """

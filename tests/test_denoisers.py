@@ -176,3 +176,33 @@ def test_small_and_large_sigma_in_one_call():
     denoise(z, sigma).sum().backward()
     assert z.grad is not None
     assert z.grad.isfinite().all()
+
+
+def test_posterior_samples_are_data_with_the_weights_of_the_posterior():
+    """Their mean is D(z; σ), their covariance σ² ∂D/∂z, each datum as frequent as its weight; a seed repeats them."""
+    data, z, sigma, n = 0.5 * draw(0, 20, 2), 0.5 * draw(1, 3, 2), 0.4, 20_000
+    denoise = IdealDenoiser(data)
+    y = denoise.posterior_sample(z, sigma, n, torch.Generator().manual_seed(2))
+    weights = (-torch.cdist(z, data).square() / (2 * sigma**2)).softmax(-1)
+    counts = (y[:, :, None] == data).all(-1).sum(0)
+    assert (counts.sum(-1) == n).all()
+    chi_squared = ((counts - n * weights).square() / (n * weights)).sum(-1)
+    assert (chi_squared < 60).all(), "19 degrees of freedom: beyond 60 once in 250 000 times"
+    jacobian = torch.autograd.functional.jacobian(lambda x: denoise(x, sigma), z)[range(3), :, range(3)]
+    covariance = torch.stack([y[:, i].T.cov() for i in range(3)])
+    torch.testing.assert_close(y.mean(0), denoise(z, sigma), atol=0.02, rtol=0)
+    torch.testing.assert_close(covariance, sigma**2 * jacobian, atol=0.01, rtol=0)
+    assert torch.equal(y, denoise.posterior_sample(z, sigma, n, torch.Generator().manual_seed(2)))
+    nearest = data[torch.cdist(z, data).argmin(-1)]
+    assert torch.equal(denoise.posterior_sample(z.float(), 0.0, 2), nearest.float().expand(2, 3, 2))
+
+
+def test_posterior_samples_refuse_what_a_call_refuses():
+    denoise = IdealDenoiser(draw(0, 20, 3, 2))
+    for said, arguments in {
+        r"samples is 0; it must be a whole number": (draw(1, 4, 3, 2), 0.4, 0),
+        r"z has shape \(4, 2\); it must end in the data's event shape \(3, 2\)": (draw(1, 4, 2), 0.4, 1),
+        r"sigma is -1": (draw(1, 4, 3, 2), -1.0, 1),
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            denoise.posterior_sample(*arguments)
