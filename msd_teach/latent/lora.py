@@ -58,6 +58,7 @@ class LoRA:
             raise ValueError(
                 f"prior has a UNet with adapters ({said}); fuse_lora() and unload_lora_weights() come first"
             )
+        # deepcopy takes from here what it finds: new parameters, since peft freezes them, on the old memory
         shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self._base.parameters()}
         unet = copy.deepcopy(self._base, shared).eval()
         unet.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ATTENTION))
@@ -81,7 +82,7 @@ class LoRA:
         if not isinstance(prior, DiffusionPrior):
             raise ValueError(f"denoise is {denoise!r}; it must be one that a DiffusionPrior's denoiser() gives")
         if plain(prior.unet) is not self._base:
-            raise ValueError(f"denoise is of another network than the LoRA; make it from {prior!r}")
+            raise ValueError(f"denoise is of {prior!r}, another network than the LoRA was made on; make one for it")
         return replace(own, prior=self.prior)
 
     def after_step(self, denoise: Denoiser, x: Tensor, generator: torch.Generator | None) -> int:
