@@ -91,8 +91,8 @@ class VSD(Settings):
     """Variational score distillation (Wang et al. 2023): the target is x − [D_particles(z; σ) − D(z; σ)].
 
     `particles(x, denoise)` gives the denoiser of the distribution of the current x; `denoise` is the batch's own, with
-    its prompts and views. In the plane `ideal_particles` is exact; on images a LoRA stands for it, which learns in its
-    own after_step. With a single particle the mean of the update is that of SDS.
+    its prompts and views. In the plane `ideal_particles` is exact; in latents a `latent.lora.LoRA` stands for it, which
+    learns in its own after_step. With a single particle the mean of the update is that of SDS.
     """
 
     particles: Callable[[Tensor, Denoiser], Denoiser]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = "matplotlib scipy skimage sklearn PIL IPython ipywidgets diffusers transformers torchmetrics tinycudann tqdm"
+HEAVY = (
+    "matplotlib scipy skimage sklearn PIL IPython ipywidgets diffusers peft transformers torchmetrics tinycudann tqdm"
+)
 PROGRAM = """
 import sys, torch, numpy
 before = set(sys.modules)
