@@ -90,7 +90,7 @@ def bootstrap(
 def clip_score(pictures: Tensor, captions: Tensor) -> tuple[float, float]:
     """100 max(cos, 0) of the features (N, d) of pictures with those (N, d) of their captions (Hessel et al. 2021).
 
-    Scaled as torchmetrics does, where the paper has 2.5 for 100; each picture is cut at 0, as there, not their mean.
+    100 is torchmetrics' scale, 2.5 the paper's. Each picture is cut at 0, as in the paper; torchmetrics cuts their mean.
 
     Raises:
         ValueError: other shapes, values that are not finite, features that are 0.
