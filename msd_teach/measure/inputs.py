@@ -13,6 +13,12 @@ def points(name: str, x: Tensor, least: int, dimensions: int | None = None) -> T
     return floats(name, x, fits, f"(n, {dimensions or 'd'}) with n >= {least}")
 
 
+def rgb(name: str, x: Tensor) -> Tensor:
+    """One or more pictures (N, 3, H, W) in float64; ValueError otherwise."""
+    fits = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == 3 and x.numel() > 0
+    return floats(name, x, fits, "(N, 3, H, W)")
+
+
 def floats(name: str, values: Tensor, fits: bool, wanted: str) -> Tensor:
     """Finite values in float64, of a shape that `fits`; ValueError otherwise."""
     if not isinstance(values, Tensor):

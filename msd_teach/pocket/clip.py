@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..files import cache_folder
+from ..measure.features import picture_features, text_features
 from .data import load_renders, meaning
 from .training import Plan, Trained, device_of, fit
 from .world import COLOURS, KINDS, VIEWS, WORDS, Prompt
@@ -113,23 +114,6 @@ def contrastive_loss(scores: Tensor, fits: Tensor) -> Tensor:
     by_text = functional.cross_entropy(scores, fits / fits.sum(1, keepdim=True))
     by_image = functional.cross_entropy(scores.T, (fits / fits.sum(0, keepdim=True)).T)
     return (by_text + by_image) / 2
-
-
-@torch.no_grad()
-def picture_features(network: CLIPModel, x: Tensor) -> Tensor:
-    """Unit features (N, 64) of pictures in [-1, 1]: what CLIP scores and Fréchet distances are made of."""
-    device = device_of(network)
-    parts = [
-        network.visual_projection(network.vision_model(pixel_values=p.to(device)).pooler_output) for p in x.split(200)
-    ]
-    return functional.normalize(torch.cat(parts), dim=-1).to(x.device)
-
-
-@torch.no_grad()
-def text_features(network: CLIPModel, ids: Tensor) -> Tensor:
-    """Unit features (N, 64) of captions as token ids (N, 16)."""
-    pooled = network.text_model(input_ids=ids.to(device_of(network))).pooler_output
-    return functional.normalize(network.text_projection(pooled), dim=-1).to(ids.device)
 
 
 def zero_shot(network: CLIPModel, tokenizer: CLIPTokenizer, x: Tensor) -> Tensor:

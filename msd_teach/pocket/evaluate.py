@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..measure.images import bootstrap, explained_share, frechet_distance, sharpness, signal_to_noise
+from ..measure.features import Clip, picture_features
+from ..measure.images import (
+    bootstrap,
+    clip_score,
+    explained_share,
+    frechet_distance,
+    r_precision,
+    saturation,
+    sharpness,
+    signal_to_noise,
+)
 from .autoencoder import DEAD, channel_costs, reconstruct
-from .clip import picture_features, zero_shot
+from .clip import zero_shot
 from .data import Renders, labels, load_renders, meaning
 from .judge import Judge
 from .world import COLOURS, KINDS, VIEWS, Prompt, random_examples, render
@@ -61,6 +71,12 @@ def agreement(found: Tensor, truth: Tensor, border: Tensor) -> Figures:
     """Shares of right kinds, colours and views for indices (N, 3); a view is clear at `border` > 10 degrees."""
     kind, colour, view = (found == truth).T
     return shares({"kind": kind, "colour": colour, "view": view, "clear view": view[border > CLEAR]})
+
+
+def as_said(judge: Judge, x: Tensor, captions: list[str]) -> Tensor:
+    """In which pictures the judge sees all that their captions say of kind, colour and view, (N,)."""
+    truth = meaning(captions)[:, :3]
+    return ((judge.decide(x) == truth) | (truth < 0)).all(1)
 
 
 def judge_figures(judge: Judge, data: Renders) -> Figures:
@@ -163,10 +179,28 @@ def open_figures(pipeline: StableDiffusionPipeline, judge: Judge, count: int, gu
         ("neither", [Prompt(kind) for kind in KINDS]),
     ):
         said = [str(prompts[i % len(prompts)]) for i in range(count)]
-        found = judge.decide(draw(pipeline, said, guidance, seed=OPEN_SEED))
-        truth = meaning(said)[:, :3]
-        figures |= shares({name: ((found == truth) | (truth < 0)).all(1)})
+        figures |= shares({name: as_said(judge, draw(pipeline, said, guidance, seed=OPEN_SEED), said)})
     return figures
+
+
+def caption_figures(x: Tensor, captions: list[str], clip: Clip, judge: Judge) -> Figures:
+    """How well pictures (N, 3, 64, 64) fit their captions (N), by CLIP and by the judge, how saturated they are, and the
+    counts; R-precision is over the distinct ones of these captions."""
+    choices = list(dict.fromkeys(captions))
+    own = torch.tensor([choices.index(caption) for caption in captions])
+    pictures, texts = clip.pictures(x), clip.captions(choices)
+    return {
+        "pictures": len(x),
+        "captions": len(choices),
+        **with_errors(
+            {
+                "CLIP score": clip_score(pictures, texts[own]),
+                "R-precision": r_precision(pictures, texts, own),
+                "saturation": saturation(x),
+            }
+        ),
+        **shares({"judge": as_said(judge, x, captions)}),
+    }
 
 
 def frechet_figures(pipeline: StableDiffusionPipeline, clip: CLIPModel, data: Renders) -> Figures:
