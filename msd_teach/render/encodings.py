@@ -151,7 +151,7 @@ def _hashed(x: Tensor, table: Tensor, level: Level) -> Tensor:
         index = (index[:, None] ^ vertex * prime).flatten(1)  # 64 bits; the last ones are those of 32
         weight = (weight[:, None] * torch.cat([1 - f, f], 1)).flatten(1)
     rows = table.transpose(0, 1).flatten(1)  # the batch shares its points: one look-up for all
-    # table[index] would do, but its backward pass does not repeat
+    # table[index] would do, but with threads its backward pass need not repeat
     read = embedding_bag(index & (entries - 1), rows, mode="sum", per_sample_weights=weight)
     return read.mT.reshape(batch, features, len(x))
 
