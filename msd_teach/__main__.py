@@ -1,11 +1,12 @@
-"""`python -m msd_teach tables`: compute Tables 1 and 2 of the paper and write them as JSON."""
+"""`python -m msd_teach tables | text-to-2d`: the paper's Tables 1 and 2 as JSON; images from prompts."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .runs import tables
+from .runs import run, tables, text_to_2d
+from .runs.text_to_2d import TextTo2D
 
 
 def share(text: str) -> tuple[int, int]:
@@ -28,7 +29,32 @@ def main() -> None:
         "--share", type=share, default=(0, 1), help="1/4: every fourth row, for the second of four that share a cache"
     )
     making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
+    drawing = commands.add_parser("text-to-2d", help="distil an image for each prompt, in a folder that keeps the run")
+    drawing.add_argument("prompts", nargs="+", metavar="PROMPT")
+    drawing.add_argument("--out", type=Path, required=True, help="folder of the run; one that was killed goes on there")
+    drawing.add_argument("--method", choices=text_to_2d.METHODS, default=TextTo2D.method)
+    drawing.add_argument("--image", choices=text_to_2d.GENERATORS, default=TextTo2D.image, help="what is optimised")
+    drawing.add_argument("--steps", type=int, default=TextTo2D.steps, help="of Adam")
+    drawing.add_argument("--rate", type=float, help="of Adam")
+    drawing.add_argument("--scale", type=float, default=TextTo2D.scale, help="s of u + s (c - u)")
+    drawing.add_argument("--seed", type=int, default=TextTo2D.seed)
+    drawing.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
     options = parser.parse_args()
+    if options.command == "text-to-2d":
+        draw(options)
+    else:
+        fill(options)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Carries out a run of text-to-2D, and says where its picture is."""
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "prompts")}
+    TextTo2D(tuple(options.prompts), **given).carry_out(options.out)
+    print(options.out / run.RESULT)
+
+
+def fill(options: argparse.Namespace) -> None:
+    """Computes what is missing of the tables, and writes them."""
     sizes = tables.SIZES[options.budget]
     folder = options.folder or Path("executed/smoke" if options.budget == "smoke" else "results")
     for name in options.table or tables.ROWS:

@@ -126,7 +126,7 @@ def save_sheet(images: Tensor, columns: int, path: Path) -> None:
     page[:n] = images.detach().float().cpu().clamp(0, 1)
     page = page.reshape(rows, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((255 * page).round().byte().numpy()).save(path)
+    Image.fromarray((255 * page).round().byte().numpy()).save(path, format="PNG")  # whatever the path's ending
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -61,9 +61,8 @@ def follow(
             for info in start(done):
                 metrics.write(json.dumps(info._asdict()) + "\n")
                 bar.update()
-                bar.set_postfix(
-                    loss=f"{info.loss:.4g}", level=f"{info.level:.3g}", m=f"{info.shift_norm:.3g}", calls=info.calls
-                )
+                said = f"loss {info.loss:.3g}, level {info.level:.3g}, |m| {info.shift_norm:.3g}, calls {info.calls}"
+                bar.set_postfix_str(said, refresh=False)
                 if (info.step + 1) % checkpoint_every == 0 or info.step + 1 == total:
                     metrics.flush()
                     checkpoint.save(**info._asdict())

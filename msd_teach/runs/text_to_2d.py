@@ -1,0 +1,109 @@
+"""Images from prompts: what a run of text-to-2D is, and every method under its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..distill import Rendered, StepInfo, distill
+from ..latent.lora import LoRA
+from ..latent.prior import DiffusionPrior
+from ..pocket.training import save_sheet
+from ..render.images import FourierImage, GridImage, Latents, Pixels
+from ..schedules import annealed, geometric, linear, sigmas_around, uniform_time, unit_weight
+from ..targets import ISM, MSD, PFD, SDI, SDS, VSD, MeanShift, Method
+from ..tensors import at_least_one, check_number
+from . import run
+
+FALLING = geometric(6.0, 0.1)  # of λ, in standard deviations of a latent
+METHODS: dict[str, Callable[[DiffusionPrior, torch.Generator], Method]] = {
+    "sds": lambda prior, generator: SDS(uniform_time(level=prior.level)),
+    "sds-annealed": lambda prior, generator: SDS(annealed(FALLING), unit_weight),
+    "sdi": lambda prior, generator: SDI(-7.5, linear(0.98, 0.02), level=prior.level),
+    "sdi-3d": lambda prior, generator: SDI(-7.5, level=prior.level),
+    "ism": lambda prior, generator: ISM(0.0, level=prior.level),
+    "vsd": lambda prior, generator: VSD(LoRA(prior, generator=generator), uniform_time(level=prior.level)),
+    "pfd": lambda prior, generator: PFD(-6.5, level=prior.level),
+    "mean-shift": lambda prior, generator: MeanShift(FALLING),
+    "msd": lambda prior, generator: MSD("exact", FALLING, sigmas_around()),
+    "msd-paper": lambda prior, generator: MSD("exponential", FALLING, prior.sigmas(25), solver="euler", inversion=1.0),
+}
+STEPS_PER_TARGET = {"sdi": 25}  # elsewhere 1
+GENERATORS = {"grid": GridImage, "fourier": FourierImage, "pixels": Pixels, "latents": Latents}
+RATES = {"grid": 1e-2, "fourier": 1e-3, "pixels": 5e-2, "latents": 1e-2}  # of Adam
+
+
+@dataclass(frozen=True)
+class TextTo2D:
+    """One run: an image for each prompt, all moved by one method; all that the result depends on, in JSON's types.
+
+    `image` says what the parameters are, `steps` counts steps of Adam, `scale` is s of u + s (c − u), `rate` that of
+    Adam (left out: `RATES`). The generator of all chance is seeded by `seed`.
+
+    Raises:
+        ValueError: an argument out of its range, a method or image without such a name.
+    """
+
+    prompts: tuple[str, ...]
+    method: str = "sds-annealed"
+    steps: int = 400
+    scale: float = 7.5
+    image: str = "grid"
+    rate: float | None = None
+    seed: int = 0
+    model: str = "pocket"
+
+    def __post_init__(self):
+        if isinstance(self.prompts, str) or not self.prompts:
+            raise ValueError(f"prompts is {self.prompts!r}; it must be one or more strings, in a tuple")
+        for name, known in (("method", METHODS), ("image", GENERATORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it may be one of {', '.join(known)}")
+        at_least_one("steps", self.steps)
+        check_number("scale", self.scale)
+        if self.rate is not None:
+            check_number("rate", self.rate, low=0.0)
+
+    def carry_out(self, folder: str | os.PathLike[str], device: str | None = None) -> Tensor:
+        """Distils the images (prompts, 3, H, W) in [0, 1] in a folder, or goes on there; see `run.follow`."""
+        prior = DiffusionPrior.from_pretrained(self.model, device=device)
+        generator = torch.Generator().manual_seed(self.seed)
+        image = self._image(prior, generator)
+        method = METHODS[self.method](prior, generator)
+        denoise = prior.denoiser(self.prompts, scale=self.scale)
+        optimizer = torch.optim.Adam(image.parameters(), self.rate or RATES[self.image])
+        again = STEPS_PER_TARGET.get(self.method, 1)
+        targets = max(1, self.steps // again)
+
+        def render(generator: torch.Generator | None) -> Rendered:
+            x = image(generator)
+            return Rendered(x if self.image == "latents" else prior.encode(x))
+
+        def start(done: StepInfo | None):
+            return distill(render, optimizer, denoise, method, targets, None, None, generator, again, done)
+
+        @torch.no_grad()
+        def pictures() -> Tensor:
+            x = image()
+            return prior.decode(x) if self.image == "latents" else x
+
+        def draw(path: Path) -> None:
+            save_sheet(pictures(), min(len(self.prompts), 8), path)
+
+        parts = {"image": image, "optimizer": optimizer, "generator": generator}
+        if hasattr(method, "state_dict"):
+            parts["method"] = method
+        run.follow(folder, asdict(self) | {"method settings": repr(method)}, start, targets, parts, draw)
+        return pictures()
+
+    def _image(self, prior: DiffusionPrior, generator: torch.Generator) -> nn.Module:
+        batch, place = len(self.prompts), prior.start().device
+        if self.image == "latents":
+            return Latents(prior.shape, batch, generator=generator).to(place)
+        pixels = prior.shape[-1] * 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
+        return GENERATORS[self.image](pixels, batch, generator=generator).to(place)
