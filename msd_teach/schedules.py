@@ -186,6 +186,19 @@ class sigmas_around(Settings):
         return karras_sigmas(self.steps, bandwidth / self.span, top)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class above(Settings):
+    """1 at noise levels above `level`, 0 from there down: questions with noise first, clean ones then."""
+
+    level: float
+
+    def __post_init__(self):
+        check_number("level", self.level, low=0.0)
+
+    def __call__(self, level: float) -> float:
+        return float(level > self.level)
+
+
 def dreamfusion_weight(sigma: Tensor) -> Tensor:
     """(1 − ᾱ)/σ, as DreamFusion and threestudio compute it; ᾱ = 1/(1 + σ²)."""
     return sigma / (1 + sigma**2)

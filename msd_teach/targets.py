@@ -247,16 +247,25 @@ class ISM(Settings):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MeanShift(Settings):
-    """Mean shift: the target is D(x; λ), one call and no noise; `bandwidth` is the schedule of λ."""
+    """Mean shift: the target is D(x; λ), one call and no noise; `bandwidth` is the schedule of λ.
+
+    A network was trained on points with noise λ. `noise` is the share of it that x is given, D(x + share·λn; λ) with n
+    anew: a number, or a function of λ such as `above(2.0)`. With 0 it is mean shift, with 1 SDS annealed, of weight 1.
+    """
 
     bandwidth: Schedule
+    noise: float | Callable[[float], float] = 0.0
 
     def __post_init__(self):
         check_falling(self.bandwidth, "bandwidth")
+        if not callable(self.noise):
+            check_number("noise", self.noise, low=0.0)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         denoise, λ = counted(denoise), self.bandwidth(progress)
-        return Target(denoise(x, λ), 1.0, denoise.calls, λ)
+        share = self.noise(λ) if callable(self.noise) else self.noise
+        z = x + share * λ * noise_like(x, generator) if share else x
+        return Target(denoise(z, λ), 1.0, denoise.calls, λ)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

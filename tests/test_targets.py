@@ -31,6 +31,7 @@ from msd_teach import (
 from msd_teach.plane.landscape import sds_field, stationary_points
 from msd_teach.sampling import LevelTable, vp_sigma
 from msd_teach.schedules import (
+    above,
     annealed,
     chain_rule_weight,
     dreamfusion_weight,
@@ -234,6 +235,29 @@ def test_mean_shift_ascends_by_at_least_the_bound(seed, λ, η):
     assert (gain >= bound - 1e-9 * (1 + bound)).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, above(0.3), above(0.2)])
+def test_mean_shift_may_ask_with_noise(share):
+    """Its input is x + share·λn; with the whole noise its target is that of annealed SDS, in the mean over n."""
+    λ, asked = 0.3, []
+    expected = share(λ) if callable(share) else share
+
+    def listen(z, sigma):
+        asked.append(z)
+        return MIXTURE.denoise(z, sigma)
+
+    x = X[:1].expand(20_000, 2)
+    target = MeanShift(constant(λ), share)(listen, x, 0.0, seeded())
+    n = (asked[0] - x) / λ
+    assert target.calls == 1 and target.level == λ and target.weight == 1.0
+    assert n.square().mean().sqrt().item() == pytest.approx(expected, rel=0.02)
+    if expected == 0:
+        assert torch.equal(target.value, MIXTURE.denoise(x, λ))
+    if expected == 1:
+        annealed_sds = SDS(annealed(constant(λ)), unit_weight)(MIXTURE.denoise, x, 0.0, seeded(1)).value
+        error = (target.value.var(0) + annealed_sds.var(0)).sqrt() / 20_000**0.5
+        assert ((target.value.mean(0) - annealed_sds.mean(0)).abs() < 4 * error).all()
+
+
 def test_mean_shift_stands_still_at_every_stationary_point():
     """Invariant 5 of docs/invariants.md, saddles included: found on the gradient of log p_λ by automatic differentiation."""
     mixture, λ = random_mixture(5, components=8, thinnest=0.1), 0.15
@@ -363,6 +387,8 @@ def test_bad_settings_are_refused_when_the_method_is_made():
         r"interval is 0\.05; it must be a function of progress": lambda: ISM(interval=0.05),  # type: ignore[arg-type]
         r"level is 0 at t = 0; ISM starts": lambda: ISM(level=torch.sqrt),
         r"until is 0; it must be progress in": lambda: linear(1, 0.1, until=0),
+        r"noise is -0\.5; it must be a number": lambda: MeanShift(constant(0.3), -0.5),
+        r"level is nan; it must be a number": lambda: above(math.nan),
         r"start is 'a'; it must be a number": lambda: linear("a", 0.1),  # type: ignore[arg-type]
         r"top is nan; it must be above 0": lambda: sigmas_around(top=math.nan),
         r"kernel is 'Eq15'; it may be one of": lambda: MSD("Eq15", constant(0.3), SIGMAS, inversion=1.0),
