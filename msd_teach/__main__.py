@@ -1,11 +1,11 @@
-"""`python -m msd_teach tables | text-to-2d`: the paper's Tables 1 and 2 as JSON; images from prompts."""
+"""`python -m msd_teach tables | latents | text-to-2d`: tables of this book as JSON; images from prompts."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .runs import run, tables, text_to_2d
+from .runs import latents, run, tables, text_to_2d
 from .runs.text_to_2d import TextTo2D
 
 
@@ -25,10 +25,15 @@ def main() -> None:
     )
     making.add_argument("--table", choices=tables.ROWS, action="append", help="only this one")
     making.add_argument("--denoiser", choices=("ideal", "learned"), action="append", help="only this one")
-    making.add_argument(
-        "--share", type=share, default=(0, 1), help="1/4: every fourth row, for the second of four that share a cache"
-    )
     making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
+    moving = commands.add_parser("latents", help="compute what is missing of chapter 08's table, then write results/")
+    for command in (making, moving):
+        command.add_argument(
+            "--share",
+            type=share,
+            default=(0, 1),
+            help="1/4: every fourth row, for the second of four that share a cache",
+        )
     drawing = commands.add_parser("text-to-2d", help="distil an image for each prompt, in a folder that keeps the run")
     drawing.add_argument("prompts", nargs="+", metavar="PROMPT")
     drawing.add_argument("--out", type=Path, required=True, help="folder of the run; one that was killed goes on there")
@@ -40,10 +45,7 @@ def main() -> None:
     drawing.add_argument("--seed", type=int, default=TextTo2D.seed)
     drawing.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
     options = parser.parse_args()
-    if options.command == "text-to-2d":
-        draw(options)
-    else:
-        fill(options)
+    {"text-to-2d": draw, "latents": move, "tables": fill}[options.command](options)
 
 
 def draw(options: argparse.Namespace) -> None:
@@ -51,6 +53,13 @@ def draw(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "prompts")}
     TextTo2D(tuple(options.prompts), **given).carry_out(options.out)
     print(options.out / run.RESULT)
+
+
+def move(options: argparse.Namespace) -> None:
+    """Computes what is missing of the table of free latents, and writes it."""
+    table, rows = latents.table(), [row._asdict() for row in latents.rows()]
+    table.fill(rows, options.share)
+    print(table.write(rows, {"command": "python -m msd_teach latents"}))
 
 
 def fill(options: argparse.Namespace) -> None:
