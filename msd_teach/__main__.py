@@ -1,11 +1,13 @@
-"""`python -m msd_teach tables | latents | text-to-2d`: tables of this book as JSON; images from prompts."""
+"""`python -m msd_teach tables | latents | text-to-2d | sweep | report`: this book's tables, and images from prompts."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
-from .runs import latents, run, tables, text_to_2d
+from .runs import latents, records, report, run, tables, text_to_2d
 from .runs.text_to_2d import TextTo2D
 
 
@@ -38,21 +40,56 @@ def main() -> None:
     drawing.add_argument("prompts", nargs="+", metavar="PROMPT")
     drawing.add_argument("--out", type=Path, required=True, help="folder of the run; one that was killed goes on there")
     drawing.add_argument("--method", choices=text_to_2d.METHODS, default=TextTo2D.method)
-    drawing.add_argument("--image", choices=text_to_2d.GENERATORS, default=TextTo2D.image, help="what is optimised")
-    drawing.add_argument("--steps", type=int, default=TextTo2D.steps, help="of Adam")
-    drawing.add_argument("--rate", type=float, help="of Adam")
-    drawing.add_argument("--scale", type=float, default=TextTo2D.scale, help="s of u + s (c - u)")
     drawing.add_argument("--seed", type=int, default=TextTo2D.seed)
-    drawing.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
+    sweeping = commands.add_parser(
+        "sweep", help="text-to-2d for a file of prompts, methods and seeds; shared by processes under accelerate launch"
+    )
+    sweeping.add_argument("prompts", type=Path, help="a file with a prompt a line")
+    sweeping.add_argument("--out", type=Path, required=True, help="folder of all runs; finished ones are not repeated")
+    sweeping.add_argument("--methods", nargs="+", choices=text_to_2d.METHODS, default=list(text_to_2d.METHODS))
+    sweeping.add_argument("--seeds", type=int, default=1, help="how many")
+    for command in (drawing, sweeping):
+        command.add_argument("--image", choices=text_to_2d.GENERATORS, default=TextTo2D.image, help="what is optimised")
+        command.add_argument("--steps", type=int, default=TextTo2D.steps, help="of Adam")
+        command.add_argument("--rate", type=float, help="of Adam")
+        command.add_argument("--scale", type=float, default=TextTo2D.scale, help="s of u + s (c - u)")
+        command.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
+    reporting = commands.add_parser("report", help="judge the finished runs below a folder, a row for each setting")
+    reporting.add_argument("folder", type=Path)
     options = parser.parse_args()
-    {"text-to-2d": draw, "latents": move, "tables": fill}[options.command](options)
+    todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "latents": move, "tables": fill}
+    todo[options.command](options)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run and a sweep of text-to-2D have in common."""
+    return {name: getattr(options, name) for name in ("image", "steps", "rate", "scale", "model")}
 
 
 def draw(options: argparse.Namespace) -> None:
     """Carries out a run of text-to-2D, and says where its picture is."""
-    given = {name: value for name, value in vars(options).items() if name not in ("command", "out", "prompts")}
-    TextTo2D(tuple(options.prompts), **given).carry_out(options.out)
+    task = TextTo2D(tuple(options.prompts), options.method, seed=options.seed, **settings(options))
+    task.carry_out(options.out)
     print(options.out / run.RESULT)
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Carries out this process's share of a sweep."""
+    prompts = [line.strip() for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
+    runs = text_to_2d.sweep(prompts, options.methods, options.seeds, **settings(options))
+    text_to_2d.carry_out(runs, options.out, text_to_2d.place(os.environ))
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Prints what the runs below a folder came to, and keeps it there."""
+    rows = report.report(options.folder)
+    for row in rows:
+        print(
+            ", ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+        )
+    records.write(options.folder / "report.json", {}, rows)
 
 
 def move(options: argparse.Namespace) -> None:

@@ -21,6 +21,8 @@ SETTINGS, METRICS, CHECKPOINT, RESULT, PREVIEWS = (
     "settings.json", "metrics.jsonl", "checkpoint.pt", "result.png", "previews",
 )  # fmt: skip
 
+COLUMNS = 8  # of a sheet of pictures
+
 
 def follow(
     folder: str | os.PathLike[str],

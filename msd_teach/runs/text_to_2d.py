@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from ..targets import ISM, MSD, PFD, SDI, SDS, VSD, MeanShift, Method
 from ..tensors import at_least_one, check_number
 from . import run
 
+BATCH = 10  # prompts of a sweep that share a run
 FALLING = geometric(6.0, 0.1)  # of λ, in standard deviations of a latent
 METHODS: dict[str, Callable[[DiffusionPrior, torch.Generator], Method]] = {
     "sds": lambda prior, generator: SDS(uniform_time(level=prior.level)),
@@ -71,7 +74,7 @@ class TextTo2D:
 
     def carry_out(self, folder: str | os.PathLike[str], device: str | None = None) -> Tensor:
         """Distils the images (prompts, 3, H, W) in [0, 1] in a folder, or goes on there; see `run.follow`."""
-        prior = DiffusionPrior.from_pretrained(self.model, device=device)
+        prior = loaded(self.model, device)
         generator = torch.Generator().manual_seed(self.seed)
         image = self._image(prior, generator)
         method = METHODS[self.method](prior, generator)
@@ -93,7 +96,7 @@ class TextTo2D:
             return prior.decode(x) if self.image == "latents" else x
 
         def draw(path: Path) -> None:
-            save_sheet(pictures(), min(len(self.prompts), 8), path)
+            save_sheet(pictures(), min(len(self.prompts), run.COLUMNS), path)
 
         parts = {"image": image, "optimizer": optimizer, "generator": generator}
         if hasattr(method, "state_dict"):
@@ -107,3 +110,62 @@ class TextTo2D:
             return Latents(prior.shape, batch, generator=generator).to(place)
         pixels = prior.shape[-1] * 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
         return GENERATORS[self.image](pixels, batch, generator=generator).to(place)
+
+
+@cache
+def loaded(model: str, device: str | None) -> DiffusionPrior:
+    """A model, once for all runs of a process."""
+    return DiffusionPrior.from_pretrained(model, device=device)
+
+
+def sweep(
+    prompts: Sequence[str], methods: Sequence[str], seeds: int, batch: int = BATCH, **settings: Any
+) -> dict[str, TextTo2D]:
+    """The runs of every method on all prompts, `batch` of them at a time, with each seed, under the names of their folders.
+
+    `settings` are those of `TextTo2D`. Runs with the same number in their name have the same prompts and the same seed.
+
+    Raises:
+        ValueError: no prompts or no methods, seeds or batch that are not 1, 2, …, what `TextTo2D` refuses.
+    """
+    at_least_one("seeds", seeds)
+    at_least_one("batch", batch)
+    parts = [tuple(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
+    if isinstance(prompts, str) or not parts or not methods:
+        raise ValueError(f"prompts, methods are {prompts!r}, {methods!r}; each must be a list of one or more")
+    return {
+        f"{method}-{1000 * part + seed:06d}": TextTo2D(said, method, seed=1000 * part + seed, **settings)
+        for seed in range(seeds)
+        for part, said in enumerate(parts)
+        for method in methods
+    }
+
+
+def carry_out(runs: Mapping[str, TextTo2D], folder: str | os.PathLike[str], share: tuple[int, int] = (0, 1)) -> None:
+    """Carries out every world-th run of a sweep from `rank` on, each in a folder of its own; `share` is (rank, world).
+
+    A run that meets NaN is named at the end, after all others: it takes no other with it.
+
+    Raises:
+        ValueError: not 0 <= rank < world; what a run refuses.
+        FloatingPointError: names the runs that met NaN.
+    """
+    rank, world = share
+    if not 0 <= rank < world:
+        raise ValueError(f"share is {share}; it must be (rank, world) with 0 <= rank < world")
+    lost: list[str] = []
+    for name in list(runs)[rank::world]:
+        try:
+            runs[name].carry_out(Path(folder) / name)
+        except FloatingPointError as error:
+            lost.append(f"{name} ({error})")
+    if lost:
+        raise FloatingPointError(f"{len(lost)} runs stopped: {'; '.join(lost)}")
+
+
+def place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, world) as `accelerate launch`, `torchrun` and Slurm arrays put them into the environment; alone: (0, 1)."""
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        return int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment["SLURM_ARRAY_TASK_COUNT"])
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))

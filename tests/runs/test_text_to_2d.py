@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from msd_teach.runs import run, text_to_2d
+from msd_teach.runs import report, run, text_to_2d
 from msd_teach.runs.text_to_2d import TextTo2D
 
 pytest.importorskip("diffusers")
@@ -46,3 +46,44 @@ def test_bad_settings_are_refused() -> None:
     }.items():
         with pytest.raises(ValueError, match=said):
             TextTo2D(**({"prompts": ("a house",)} | settings))
+
+
+def test_a_sweep_pairs_its_runs_and_shares_them(model: str, tmp_path: Path) -> None:
+    prompts = ["a house", "a car", "a duck"]
+    settings = {"steps": 2, "image": "latents", "model": model}
+    runs = text_to_2d.sweep(prompts, ["sds", "mean-shift"], 2, batch=2, **settings)
+    assert list(runs)[:3] == ["sds-000000", "mean-shift-000000", "sds-001000"]
+    assert len(runs) == 8 and runs["sds-001001"].prompts == ("a duck",)
+    text_to_2d.carry_out(runs, tmp_path / "alone")
+    for rank in (1, 0, 1):  # the second was killed, and begins again
+        text_to_2d.carry_out(runs, tmp_path / "shared", (rank, 2))
+    for name in runs:
+        alone, shared = ((tmp_path / where / name / "result.png").read_bytes() for where in ("alone", "shared"))
+        assert alone == shared
+    with pytest.raises(ValueError, match=r"prompts, methods are \[\], \['sds'\]; each must be a list of one or more"):
+        text_to_2d.sweep([], ["sds"], 1)
+    with pytest.raises(ValueError, match=r"share is \(2, 2\); it must be \(rank, world\)"):
+        text_to_2d.carry_out(runs, tmp_path, (2, 2))
+
+
+def test_the_share_of_a_process_is_in_its_environment() -> None:
+    assert text_to_2d.place({}) == (0, 1)
+    assert text_to_2d.place({"RANK": "1", "WORLD_SIZE": "4"}) == (1, 4)
+    slurm = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "3"}
+    assert text_to_2d.place(slurm) == (2, 3)
+
+
+def test_a_report_judges_the_pictures_of_finished_runs(tmp_path: Path) -> None:
+    prompts = ["a red house, front view", "a yellow duck, side view"]
+    for method, seed in (("mean-shift", 0), ("mean-shift", 1), ("sds", 0)):
+        TextTo2D(tuple(prompts), method, 2, seed=seed).carry_out(tmp_path / f"{method}-{seed}", "cpu")
+    rows = report.report(tmp_path)
+    assert [(row["method"], row["runs"], row["pictures"], row["captions"]) for row in rows] == [
+        ("mean-shift", 2, 4, 2),
+        ("sds", 1, 2, 2),
+    ]
+    assert rows[0]["calls"] == 4 and 0 <= rows[0]["judge"] <= 1
+    again = report.pictures_of(tmp_path / "sds-0", 2)
+    assert again.shape == (2, 3, 64, 64) and not torch.equal(again[0], again[1])
+    with pytest.raises(ValueError, match=r"it must hold finished runs, with result.png"):
+        report.report(tmp_path / "nowhere")
