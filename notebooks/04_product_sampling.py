@@ -621,7 +621,7 @@ figures.show(
 r"""
 From the mean of $q$, a $\sigma_{\max}$ of a few λ is enough. From the origin the whole cloud is shifted, by about its own spread at $\sigma_{\max} = 10\lambda$.
 
-## One call beats every sampler
+## Where D is exact, one call beats every sampler
 
 Now that we can sample $q_\lambda$, should we? The paper wants the mean of $q_\lambda$ and takes one draw $y$ for it. By (M4.5) a draw of a correct sampler is unbiased, and $N$ of them have the mean square error
 
