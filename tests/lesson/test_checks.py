@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,41 @@ def test_other_errors_are_not_swallowed() -> None:
         checks.bandwidth_from_paper(lambda theirs: theirs / 0)
 
 
+@pytest.fixture(scope="module")
+def shell():
+    """A shell as a notebook's kernel has it."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.run_cell("import math, torch\nfrom msd_teach.lesson import checks")
+    return shell
+
+
+@pytest.mark.parametrize(
+    ("body", "shown", "hidden"),
+    [
+        ("a - s", "wrong: a = 1, s = 0.3: the largest error is", ("Traceback", "math.sqrt(a * a - s * s)", "mistakes")),
+        ("a / unknown", "NameError", ("math.sqrt(a * a - s * s)", "mistakes", "compare(")),
+        ("'wide'", "wrong: merging_bandwidth: what your function returns cannot be judged", ("Traceback", "mistakes")),
+        ("torch.ones(3)", "wrong: a = 1, s = 0.3: the shape is (3,); it must be ()", ("Traceback", "mistakes")),
+        ("None", "your function returns None", ("Traceback", "mistakes")),
+    ],
+)
+def test_a_notebook_does_not_show_the_solution(shell, capsys, body: str, shown: str, hidden: tuple[str, ...]) -> None:
+    shell.run_cell(f"def mine(a, s):\n    return {body}\nchecks.merging_bandwidth(mine)")
+    seen = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capsys.readouterr()))  # without colours
+    assert shown in seen and not [text for text in hidden if text in seen], seen
+    assert ("return a / unknown" in seen) == ("unknown" in body), "an error of one's own shows one's own line"
+
+
+def test_an_error_just_above_the_allowed_one_does_not_look_below_it() -> None:
+    for error, tolerance in ((5.87e-5, 5.86e-5), (1.00001e-9, 1e-9)):
+        with pytest.raises(AssertionError, match="largest error is") as raised:
+            compare("x", error, 0.0, tolerance)
+        numbers = [float(word.rstrip(".,")) for word in str(raised.value).split() if "e-" in word]
+        assert numbers[0] > numbers[1]
+
+
 def test_best_step_is_best() -> None:
     """No other η on a fine grid shrinks the worst direction faster: the formula behind the checker, by brute force."""
     J = torch.diag(torch.tensor([0.1, 0.4, 0.93], dtype=torch.float64))
@@ -119,5 +155,5 @@ def test_merging_bandwidth_by_counting_maxima() -> None:
 def test_compare_takes_numbers_at_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
     compare("third", 1 / 3, 1 / 3, 1e-15)
     assert "right" in capsys.readouterr().out
-    with pytest.raises(AssertionError, match=r"largest error is 1\.00e-08, allowed is 1e-09"):
+    with pytest.raises(AssertionError, match=r"largest error is 1e-08, allowed is 1e-09"):
         compare("third", 1 / 3 + 1e-8, 1 / 3, 1e-9)

@@ -12,22 +12,52 @@ from torch import Tensor
 Exercise = Callable[..., Any]
 
 
+class Wrong(AssertionError):
+    """A wrong answer. A notebook shows its one line: a traceback would print the checker, and with it the solution."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"wrong: {self}"]
+
+
+class _Inside(Exception):
+    """What the function under test raised itself."""
+
+
 def checker(check: Callable[[Exercise], None]) -> Callable[[Exercise], None]:
-    """Makes a check print 'not yet' where the function under test still raises NotImplementedError, and refuse None."""
+    """Makes a check print 'not yet' where the function under test still raises NotImplementedError, and refuse None.
+
+    What that function raises otherwise goes on as it is, with its own lines in the traceback and none of the check.
+    """
 
     @wraps(check)
     def answer(fn: Exercise) -> None:
+        __tracebackhide__ = True
+
         def returning(*arguments: Any) -> Any:
-            value = fn(*arguments)
+            try:
+                value = fn(*arguments)
+            except Exception as error:
+                raise _Inside from error
             assert value is not None, f"{check.__name__}: your function returns None; is the `return` missing?"
             return value
 
         try:
             check(returning)
-        except NotImplementedError:
+            return
+        except _Inside as inside:
+            raised = inside.__cause__
+        except AssertionError as error:
+            raised = Wrong(str(error))
+        except Exception as error:
+            raised = Wrong(f"{check.__name__}: what your function returns cannot be judged ({error})")
+        if isinstance(raised, NotImplementedError):
             print(
                 f"not yet: {check.__name__} raises NotImplementedError. Put your code there, then run the cell again."
             )
+            return
+        assert raised is not None
+        trace = raised.__traceback__  # of an error inside fn: the line of `returning`, then its own
+        raise raised.with_traceback(None if trace is None else trace.tb_next) from None
 
     return answer
 
@@ -51,9 +81,9 @@ def compare(
     error = _distance(value, target)
     if error > tolerance:
         hints = [hint for hint, wrong in (mistakes or {}).items() if _distance(value, wrong) <= tolerance]
-        raise AssertionError(
-            " ".join([f"{name}: the largest error is {error:.2e}, allowed is {tolerance:.0e}.", *hints])
-        )
+        digits = next(d for d in range(2, 18) if f"{error:.{d}g}" != f"{tolerance:.{d}g}")
+        said = f"{name}: the largest error is {error:.{digits}g}, allowed is {tolerance:.{digits}g}."
+        raise AssertionError(" ".join([said, *hints]))
     print(f"{name}: right, largest error {error:.1e} (allowed {tolerance:.0e})")
 
 
