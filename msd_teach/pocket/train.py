@@ -1,6 +1,7 @@
 """The stages of the pocket model's training, the gates between them, and the folder that comes out.
 
     python -m msd_teach.pocket train        autoencoder -> decoder -> judge -> clip -> unet, each from its last checkpoint
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m msd_teach.pocket train --stage unet       one stage, on two cores
     python -m msd_teach.pocket export       the finished stages as a Stable Diffusion folder in fp16
     python benchmarks/pocket_model.py       the figures of the model card, from that folder
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -72,6 +74,8 @@ def train(
         trained = unet.train(load_autoencoder(), *load_clip(), renders, plan)
     else:
         trained = {"judge": judge, "clip": clip}[stage].train(renders, plan)
+    if int(os.environ.get("RANK", "0")):  # of several processes that trained together the first one goes on
+        return {}
     _keep(trained.network.save_pretrained, _final(stage))
     figures = held_out_figures(stage)
     record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}

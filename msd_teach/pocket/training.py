@@ -1,4 +1,8 @@
-"""The one training loop: any stage, CPU or GPU, killed at any moment and resumed at its last checkpoint."""
+"""The one training loop: any stage, CPU or GPU, killed at any moment and resumed at its last checkpoint.
+
+Under `torchrun` several processes share each batch and average their gradients. On a CPU that pays, too: two
+processes of one thread train these small networks faster than one of two.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +70,9 @@ def fit(
 
     `loss(network, index, generator)` gives the mean loss over the examples `index` (a batch, on the CPU); it may
     return a tensor on any device. All chance of a step comes from (seed, step) alone, torch's own stream included, so
-    a resumed run takes the steps that an unbroken one would. `sheet(averaged, path)` draws what the network can do
-    so far. `settings` are what else the weights depend on: a checkpoint knows them with the plan.
+    a resumed run takes the steps that an unbroken one would; processes that share a batch draw different noise. Only the
+    first of them writes. `sheet(averaged, path)` draws what the network can do so far. `settings` are what else the
+    weights depend on: a checkpoint knows them with the plan.
 
     Raises:
         ValueError: a checkpoint of another network, plan, number of examples or other settings, or a damaged one;
@@ -76,7 +81,10 @@ def fit(
     """
     from accelerate import Accelerator  # imports half of the training stack: only where one trains
 
-    accelerator = Accelerator(mixed_precision=_precision())
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=_precision())
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if plan.batch % world:
+        raise ValueError(f"{world} processes cannot share a batch of {plan.batch}; it must be a multiple")
     network.to(accelerator.device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.weight_decay)
@@ -86,22 +94,26 @@ def fit(
     checkpoint = Checkpoint(folder / "checkpoint.pt", identity, **parts)
     kept = checkpoint.load() or {"step": 0, "seconds": 0.0}
     start, seconds = kept["step"], kept["seconds"]
-    prepared, stepper = accelerator.prepare(network, optimizer)
-    bar = tqdm(range(start, plan.steps), name, initial=start, total=plan.steps, mininterval=10)
+    stepper = accelerator.prepare(optimizer)  # not the network: it is asked for more than its forward
+    bar = tqdm(range(start, plan.steps), name, initial=start, total=plan.steps, mininterval=10, disable=rank > 0)
     smooth = math.nan
     for step in bar:
         clock = time.perf_counter()
         generator = torch.Generator().manual_seed(1_000_003 * plan.seed + step)
-        torch.manual_seed(2**40 + 1_000_003 * plan.seed + step)  # of dropout, which takes no generator
-        index = torch.randint(examples, (plan.batch,), generator=generator)
+        index = torch.randint(examples, (plan.batch,), generator=generator)[rank::world]
+        if rank:
+            generator.manual_seed(2**41 * rank + 1_000_003 * plan.seed + step)
+        torch.manual_seed(2**40 + 2**41 * rank + 1_000_003 * plan.seed + step)  # of dropout, which takes no generator
         for group in stepper.param_groups:
             group["lr"] = plan.rate_at(step)
         with accelerator.autocast():
-            value = loss(prepared, index, generator)
+            value = loss(network, index, generator)
         if not value.isfinite():
             raise FloatingPointError(f"{name}: loss is {value.item()} at step {step} (rate {plan.rate_at(step):.2g})")
         accelerator.backward(value)
-        accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+        if world > 1:
+            _average_gradients(network)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
         stepper.step()
         stepper.zero_grad()
         _update(average, network, min(plan.average, (1 + step) / (10 + step)))
@@ -109,9 +121,9 @@ def fit(
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
         seconds += time.perf_counter() - clock
         done = step + 1
-        if done % plan.checkpoint_every == 0 or done == plan.steps:
+        if rank == 0 and (done % plan.checkpoint_every == 0 or done == plan.steps):
             checkpoint.save(step=done, seconds=seconds)
-        if sheet and (done % plan.sheet_every == 0 or done == plan.steps):
+        if sheet and rank == 0 and (done % plan.sheet_every == 0 or done == plan.steps):
             sheet(average.eval(), folder / f"sheet-{done:06d}.png")
     return Trained(average.cpu().eval(), seconds)
 
@@ -132,6 +144,16 @@ def save_sheet(images: Tensor, columns: int, path: Path) -> None:
 def device_of(network: nn.Module) -> torch.device:
     """Where a network's weights are."""
     return next(network.parameters()).device
+
+
+def _average_gradients(network: nn.Module) -> None:
+    """The mean of all processes' gradients, in each of them."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(mean.view_as(g))
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import math
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import together
 import torch
 from torch import Tensor, nn
 
@@ -134,6 +137,17 @@ def test_a_stage_goes_on_under_its_own_recipe_only(cache: Path, monkeypatch: pyt
     trained.save_pretrained(cache / "begin")
     with pytest.raises(ValueError, match=r'of other settings: start was "" and is "\w{64}"'):
         autoencoder.train(8, plan, cache / "begin")
+
+
+def test_two_processes_that_share_a_batch_train_what_one_does(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    (tmp_path / "two").mkdir()
+    program = [sys.executable, *launch, together.__file__, str(tmp_path / "two")]
+    subprocess.run(program, check=True, capture_output=True, timeout=300)
+    alone = together.weights(tmp_path / "one")
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / "two" / f"weights-{rank}.pt"), alone)
+    assert torch.equal(together.weights(tmp_path / "two"), torch.load(tmp_path / "two" / "weights-0.pt"))
 
 
 def test_the_decoder_is_trained_alone(cache: Path) -> None:
