@@ -115,3 +115,9 @@ def test_citations_say_whom(page: str):
         names = [str(person.rich_last_names[-1]) for person in entry.persons["author"]]
         assert re.split(r" et al\.| and |,? \(?\d", words)[0].endswith(names[0]), words
         assert entry.fields["year"] in words, words
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_no_roles(page: str):
+    """JupyterLab and GitHub show them raw."""
+    assert not re.findall(r"\{[a-z:]+\}`[^`]*`", TEXTS[page])
