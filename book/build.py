@@ -84,6 +84,7 @@ def assemble(budget: str, source: Path) -> None:
     chapters = executed(budget)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copy(ROOT / "book" / "links.py", source)  # the build runs it on every page
     for chapter in chapters:
         shutil.copy(chapter, source)
     (source / "timings.md").write_text(timings(chapters))

@@ -23,7 +23,7 @@ You will check that everything runs, see the whole book in one picture, and lear
 ## What we build
 
 A text-to-image model can draw a tulip. *Score distillation* turns such a model into a teacher: it looks at the picture $x$ that we are optimising, perhaps rendered from a 3-D object, and says in which direction the picture becomes more likely.
-Mean-shift distillation {cite}`thamizharasan2025msd` gives this advice by **mean shift**: look around $x$ at a scale λ, average what the model finds there, move to the average, and repeat with a smaller λ.
+Mean-shift distillation ([Thamizharasan et al., 2025](https://arxiv.org/abs/2502.15989)) gives this advice by **mean shift**: look around $x$ at a scale λ, average what the model finds there, move to the average, and repeat with a smaller λ.
 
 The average over a Gaussian neighbourhood has another name. It is what a **denoiser** returns: a function $D(z;\sigma)$ that is given a noisy point $z = y + \sigma n$ and answers with the mean of all clean points $y$ that could be behind it. That is the idea to take home:
 *whatever offers a denoiser can be climbed*. A formula has one, a training set has one, a neural network learns one.

@@ -108,7 +108,7 @@ x' = \frac{\sum_i \mathcal N(x-y_i;\lambda^2 I)\,y_i}{\sum_i \mathcal N(x-y_i;\l
 $$
 
 This is an average of $p$, weighted by nearness to $x$. The right-hand side still contains $x$, so it is no solution, but it can be iterated: replace $x$ by $x'$ and average again. That is **mean shift**,
-introduced by {cite:t}`fukunaga1975gradient` and made famous in computer vision by {cite:t}`comaniciu2002meanshift`.
+introduced by [Fukunaga and Hostetler (1975)](https://doi.org/10.1109/TIT.1975.1055330) and made famous in computer vision by [Comaniciu and Meer (2002)](https://doi.org/10.1109/34.1000236).
 
 > **Misprint: Eq. 4**
 >
@@ -269,7 +269,7 @@ $$
 \log p_\lambda(x+\eta m) - \log p_\lambda(x) \;\ge\; \eta\,(2-\eta)\,\frac{|m|^2}{2\lambda^2}. \tag{M1.2}
 $$
 
-The right-hand side is positive for $0<\eta<2$ and largest at η = 1, which speaks for the step that mean shift takes. The argument is that of the EM algorithm {cite}`carreira2007meanshift`.
+The right-hand side is positive for $0<\eta<2$ and largest at η = 1, which speaks for the step that mean shift takes. The argument is that of the EM algorithm ([Carreira-Perpiñán, 2007](https://doi.org/10.1109/TPAMI.2007.1057)).
 
 **Predict.** Plot the gain against η, divided by $|m|^2/2\lambda^2$, for many random points. All curves must stay above the parabola $\eta(2-\eta)$. Which density would lie *on* it?
 """
@@ -479,7 +479,7 @@ r"""
 A mode never vanishes alone: it meets a minimum (in more dimensions, a saddle), and both are gone. What remains has moved, and the last mode sits near the mean of everything, possibly where $p$ itself is nearly zero. This is the reason to *anneal*: start with a large λ, where
 the climb sees far, and lower it, so that the answer is a mode of $p$ and not of its blur. Chapter 6 builds on that.
 
-In one dimension the number of modes never increases with λ {cite}`silverman1981modes`; in two or more it can, though rarely {cite}`carreira2003modes`.
+In one dimension the number of modes never increases with λ ([Silverman, 1981](https://doi.org/10.1111/j.2517-6161.1981.tb01155.x)); in two or more it can, though rarely ([Carreira-Perpiñán and Williams, 2003](https://doi.org/10.1007/3-540-44935-3_44)).
 
 ### Exercise 1.2 · When two become one (★★, 15 min)
 
@@ -705,7 +705,7 @@ At the small end the method has learned the training set by heart: nearly every 
 ## The colours of a photograph
 
 A real data set: the pixels of a photograph, as points in the colour space CIELAB, where distance is roughly how different two colours look. The picture is *Coffee* by Rachel Michetti, released under CC0, one of those
-that scikit-image carries in its package {cite}`vanderwalt2014skimage`. Each pixel climbs the density of all pixels, and pixels that end at the same mode get its colour. Nobody says how many colours there are.
+that scikit-image carries in its package ([van der Walt et al., 2014](https://doi.org/10.7717/peerj.453)). Each pixel climbs the density of all pixels, and pixels that end at the same mode get its colour. Nobody says how many colours there are.
 
 **Predict.** How many would you count?
 """
@@ -751,7 +751,7 @@ Shadow, dark red, wood, saucer, coffee and cup: six, and most people would say s
 
 ### Next to scikit-learn
 
-Scikit-learn's `MeanShift` {cite}`pedregosa2011sklearn` gets the same pixels. Its kernel is **flat**: the plain average of all points within a radius $h$. That, too, is a gradient step, on the density estimate with Epanechnikov's kernel $\propto 1-|u|^2/h^2$ {cite}`cheng1995meanshift`, whose
+Scikit-learn's `MeanShift` ([Pedregosa et al., 2011](https://jmlr.org/papers/v12/pedregosa11a.html)) gets the same pixels. Its kernel is **flat**: the plain average of all points within a radius $h$. That, too, is a gradient step, on the density estimate with Epanechnikov's kernel $\propto 1-|u|^2/h^2$ ([Cheng, 1995](https://doi.org/10.1109/34.400568)), whose
 variance is $h^2/(d+4)$ in each direction. For equal smoothing in three dimensions take $h=\sqrt7\,\lambda$.
 
 Reading `MeanShift.fit` gives three more suspects. Duplicates are removed **within the radius** $h$, the densest end first, which may delete true modes. A pixel gets the label of the **nearest centre**, not of the mode to which it climbed. And with `bin_seeding=True` climbs start from a **grid of bins**

@@ -120,7 +120,7 @@ $$
 \end{aligned}
 $$
 
-Divide by $p_\sigma(z)$ and you have Tweedie's formula {cite}`efron2011tweedie`:
+Divide by $p_\sigma(z)$ and you have Tweedie's formula ([Efron, 2011](https://doi.org/10.1198/jasa.2011.tm11181)):
 
 $$D(z; \sigma) - z = \sigma^2\, \nabla \log p_\sigma(z). \tag{M2.2}$$
 
@@ -149,11 +149,11 @@ Now let $p$ be the training set itself. The posterior over the data is Bayes' ru
 
 $$D^*(z; \sigma) = \frac{\sum_i y_i\, \mathcal N(z; y_i, \sigma^2 I)}{\sum_i \mathcal N(z; y_i, \sigma^2 I)}. \tag{16}$$
 
-No network can do better on the training loss: at every $(z, \sigma)$ this *is* the minimiser {cite}`vincent2011connection,karras2022edm`. The normalising constants cancel, which leaves a softmax of $-|z - y_i|^2/2\sigma^2$. Expand the square. The term in $|z|^2$ is the same for all $i$, so it cancels as well, and what stays is
+No network can do better on the training loss: at every $(z, \sigma)$ this *is* the minimiser ([Vincent, 2011](https://doi.org/10.1162/NECO_a_00142); [Karras et al., 2022](https://arxiv.org/abs/2206.00364)). The normalising constants cancel, which leaves a softmax of $-|z - y_i|^2/2\sigma^2$. Expand the square. The term in $|z|^2$ is the same for all $i$, so it cancels as well, and what stays is
 
 $$D^*(z; \sigma) = \sum_i \operatorname{softmax}_i\!\Bigl(\frac{z \cdot y_i}{\sigma^2} - \frac{|y_i|^2}{2\sigma^2}\Bigr)\, y_i. \tag{M2.4}$$
 
-Read it as attention {cite}`vaswani2017attention`: the query is $z/\sigma^2$, the keys are the data, the values are the data again, and a bias per key stands in for the length of the key. The noise level is the temperature.
+Read it as attention ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)): the query is $z/\sigma^2$, the keys are the data, the values are the data again, and a bias per key stands in for the length of the key. The noise level is the temperature.
 """
 
 # %% [markdown]
@@ -269,7 +269,7 @@ To generate, we need to walk from $p_{\sigma_{\max}}$, which is nearly a Gaussia
 
 $$\frac{\partial p_\sigma}{\partial \sigma} = \sigma\, \nabla\!\cdot \nabla p_\sigma = -\nabla\!\cdot\bigl(p_\sigma\, v\bigr), \qquad v = -\sigma\, \nabla \log p_\sigma,$$
 
-and the right-hand side is the continuity equation: points that move with velocity $v$ carry the density along. With Tweedie this is the **probability-flow ODE** {cite}`song2021sde`,
+and the right-hand side is the continuity equation: points that move with velocity $v$ carry the density along. With Tweedie this is the **probability-flow ODE** ([Song et al., 2021](https://arxiv.org/abs/2011.13456)),
 
 $$\frac{\mathrm dz}{\mathrm d\sigma} = -\sigma\, \nabla \log p_\sigma(z) = \frac{z - D(z; \sigma)}{\sigma}. \tag{M2.5}$$
 
@@ -326,7 +326,7 @@ Euler's method freezes the slope of (M2.5) at $\sigma$ and steps to $\sigma'$:
 
 $$z' = z + (\sigma' - \sigma)\,\frac{z - D}{\sigma} = D + \frac{\sigma'}{\sigma}\,(z - D). \tag{M2.7}$$
 
-DDIM {cite}`song2021ddim` was derived quite differently, for the variance-preserving $z_t = \sqrt{\bar\alpha}\, y + \sqrt{1 - \bar\alpha}\, n$ and a network $\hat\epsilon$ that predicts the noise:
+DDIM ([Song et al., 2021](https://arxiv.org/abs/2010.02502)) was derived quite differently, for the variance-preserving $z_t = \sqrt{\bar\alpha}\, y + \sqrt{1 - \bar\alpha}\, n$ and a network $\hat\epsilon$ that predicts the noise:
 
 $$z_t' = \sqrt{\bar\alpha'}\; \underbrace{\frac{z_t - \sqrt{1 - \bar\alpha}\; \hat\epsilon}{\sqrt{\bar\alpha}}}_{\text{predicted } y} + \sqrt{1 - \bar\alpha'}\; \hat\epsilon. \tag{DDIM}$$
 
@@ -401,7 +401,7 @@ Whole steps at a large bandwidth gather all points near the mean, and from there
 
 ## Heun, and what an order is worth
 
-Euler uses the slope at the start of a step. **Heun** takes that step on trial, asks for the slope at its end, and repeats the step with the mean of both {cite}`karras2022edm`. Two calls instead of one; the local error falls from $h^2$ to $h^3$, so the error at the end falls like $N^{-2}$ instead of $N^{-1}$. `sample` has both, and exercise 2.2 asks you for the second.
+Euler uses the slope at the start of a step. **Heun** takes that step on trial, asks for the slope at its end, and repeats the step with the mean of both ([Karras et al., 2022](https://arxiv.org/abs/2206.00364)). Two calls instead of one; the local error falls from $h^2$ to $h^3$, so the error at the end falls like $N^{-2}$ instead of $N^{-1}$. `sample` has both, and exercise 2.2 asks you for the second.
 
 We measure the order where the truth is exact, by (M2.6): the error of the quantile on the one-dimensional mixture. Then we ask the same of the ideal denoiser of 64 points, which is a different animal. Close to $\sigma = 0$ its answer is the nearest datum, and a trajectory ends *on* a datum. So there we count how many trajectories end on another datum than a very fine solution does.
 
@@ -591,7 +591,7 @@ assert ((ratio - 1).abs() < pick(smoke=0.25, laptop=0.08)).all()
 
 # %% [markdown]
 r"""
-The circles sit on the crosses. Nothing is learned between the data: the only thing $D^*$ can put there is noise, and $\sigma_{\min}$ doses it. A real diffusion model, trained to minimise the very loss that $D^*$ minimises perfectly, would be useless if it succeeded. Its new images come from *failing* to reach $D^*$ in a fortunate manner (chapter 07); where it comes too close, it gives its training images away {cite}`carlini2023extracting`.
+The circles sit on the crosses. Nothing is learned between the data: the only thing $D^*$ can put there is noise, and $\sigma_{\min}$ doses it. A real diffusion model, trained to minimise the very loss that $D^*$ minimises perfectly, would be useless if it succeeded. Its new images come from *failing* to reach $D^*$ in a fortunate manner (chapter 07); where it comes too close, it gives its training images away ([Carlini et al., 2023](https://arxiv.org/abs/2301.13188)).
 """
 
 # %% [markdown]
@@ -674,7 +674,7 @@ About 1 for Euler, and about **3** for Heun, one better than the method. A Heun 
 
 ## The same function in 64 dimensions
 
-Nothing above knew that the data were points in a plane. Here are 1500 handwritten digits of 8 × 8 pixels {cite}`pedregosa2011sklearn`, scaled to [−1, 1], and 297 more that we keep back. The denoiser is `IdealDenoiser(train)`: the same class, not a line changed.
+Nothing above knew that the data were points in a plane. Here are 1500 handwritten digits of 8 × 8 pixels ([Pedregosa et al., 2011](https://jmlr.org/papers/v12/pedregosa11a.html)), scaled to [−1, 1], and 297 more that we keep back. The denoiser is `IdealDenoiser(train)`: the same class, not a line changed.
 
 **Predict.** The first digit below is in the training set, the second is not. What does the ideal denoiser make of the second when there is hardly any noise, $\sigma = 0.1$?
 """
@@ -903,7 +903,7 @@ for sigma in (0.3, 0.1, 0.03):
 r"""
 ### Open task 2 · A denoiser that cannot memorise
 
-$D^*$ compares whole images. Build one for the digits that compares *patches*: for every pixel, attention over all 3 × 3 (or 5 × 5) patches of all training digits, at all positions or only nearby ones, and the centre pixel of the patch as value. It is still ideal, under a constraint that a convolutional network obeys. Are its samples new? Are they digits? Plot novelty (distance to the nearest datum) against quality (a classifier's confidence) as the patch grows from 1 × 1 to 8 × 8; {cite}`kamb2025creativity` suggests what to expect.
+$D^*$ compares whole images. Build one for the digits that compares *patches*: for every pixel, attention over all 3 × 3 (or 5 × 5) patches of all training digits, at all positions or only nearby ones, and the centre pixel of the patch as value. It is still ideal, under a constraint that a convolutional network obeys. Are its samples new? Are they digits? Plot novelty (distance to the nearest datum) against quality (a classifier's confidence) as the patch grows from 1 × 1 to 8 × 8; [Kamb and Ganguli (2025)](https://arxiv.org/abs/2412.20292) suggests what to expect.
 """
 
 # %% [markdown]

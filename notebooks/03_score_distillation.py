@@ -67,7 +67,7 @@ r"""
 ## From a gradient to a target
 
 Someone hands you a diffusion model and asks for *one* good image, or for one point $x$ that the model likes. There may be a renderer in between, $x = g(\vartheta)$, so sampling will not do: you need a gradient. Score distillation sampling
-{cite}`poole2023dreamfusion,wang2023sjc` adds noise to $x$, asks the network which noise it sees, and takes the difference for a gradient:
+([Poole et al., 2023](https://arxiv.org/abs/2209.14988); [Wang et al., 2023](https://arxiv.org/abs/2212.00774)) adds noise to $x$, asks the network which noise it sees, and takes the difference for a gradient:
 
 $$
 \nabla_\vartheta \mathcal L_\text{SDS} = \mathbb E_{t,\epsilon}\bigl[\, w(t)\,\bigl(\hat\epsilon(z_t; t) - \epsilon\bigr)\bigr]\,\frac{\partial x}{\partial\vartheta}, \tag{1}
@@ -732,13 +732,13 @@ Means and variances explain the walk to about a tenth of its length; not one bra
 
 | method | target | drawn anew in each step | calls |
 |---|---|---|---|
-| SDS {cite}`poole2023dreamfusion` | $D(x + \sigma n; \sigma)$ | $\sigma$, $n$ | 1 |
+| SDS ([Poole et al., 2023](https://arxiv.org/abs/2209.14988)) | $D(x + \sigma n; \sigma)$ | $\sigma$, $n$ | 1 |
 | SDS, annealed | the same, $\sigma = \lambda_k$ falling | $n$ | 1 |
-| SDI {cite}`lukoianov2024sdi` | $D(x + \sigma\,\kappa(x); \sigma)$, $\kappa$ by inverting $x$ | little | ≤ 11 |
-| ISM {cite}`liang2024luciddreamer` | $x - \sigma_t\,[\hat\epsilon(z_t) - \hat\epsilon(z_s)]$, both on the inverted path | $t$, a little $n$ | ≤ 7 |
-| VSD {cite}`wang2023prolificdreamer` | $x - [D_\text{particles}(z; \sigma) - D(z; \sigma)]$ | $\sigma$, $n$ | 2 |
+| SDI ([Lukoianov et al., 2024](https://arxiv.org/abs/2405.15891)) | $D(x + \sigma\,\kappa(x); \sigma)$, $\kappa$ by inverting $x$ | little | ≤ 11 |
+| ISM ([Liang et al., 2024](https://arxiv.org/abs/2311.11284)) | $x - \sigma_t\,[\hat\epsilon(z_t) - \hat\epsilon(z_s)]$, both on the inverted path | $t$, a little $n$ | ≤ 7 |
+| VSD ([Wang et al., 2023](https://arxiv.org/abs/2305.16213)) | $x - [D_\text{particles}(z; \sigma) - D(z; \sigma)]$ | $\sigma$, $n$ | 2 |
 | mean shift | $D(x; \lambda_k)$ | nothing | 1 |
-| MSD {cite}`thamizharasan2025msd` | a sample of $p(y)\,\mathcal N(y; x, \lambda_k^2 I)$ | $n$ | a sampler's |
+| MSD ([Thamizharasan et al., 2025](https://arxiv.org/abs/2502.15989)) | a sample of $p(y)\,\mathcal N(y; x, \lambda_k^2 I)$ | $n$ | a sampler's |
 
 They differ in what noise they add to $x$ before they ask the denoiser. SDS adds fresh noise. SDI looks for the noise that *would have led* to $x$, by inverting the flow of chapter 02. We run it as its authors do in 3-D, a new target for each step and $\sigma$ down to 0.7, and as they do in 2-D: 40 targets, 25 steps of Adam towards each, $\sigma$ down to 0.06. ISM compares two points of an inverted path, here with the settings of the released code. VSD subtracts what a second
 denoiser says, one that knows the distribution of the current points; on images that takes a trained network, here it is `IdealDenoiser(x)`. Mean shift adds none. MSD follows in chapters 04 to 06; take it as a black box that draws a point of $p$ near $x$.
@@ -813,7 +813,7 @@ All three score far below the samples of $p$. They should: they seek modes, and 
 
 ## One more target, which stands still
 
-SDI asks one giant Euler step where the flow from $z$ would end. **PFD** {cite}`ramanan2026pfd` goes the whole way: up by inversion, down again by the sampler, and where that ends is the target. Its authors promise that the distribution is kept, where SDI contracts and MSD seeks modes.
+SDI asks one giant Euler step where the flow from $z$ would end. **PFD** ([Ramanan and Rajagopalan, 2026](https://arxiv.org/abs/2605.09071)) goes the whole way: up by inversion, down again by the sampler, and where that ends is the target. Its authors promise that the distribution is kept, where SDI contracts and MSD seeks modes.
 
 **Predict.** In the plane no guidance tells the way up from the way down. Let the solver be exact, and no noise be added on the way. Which points does such a target move?
 """
@@ -862,7 +862,7 @@ assert gaps[2] < gaps[1] / 4 < gaps[0] / 16
 r"""
 ## Figure 1 of the paper
 
-The paper's first figure: (a) the density with two classes, (b) DDIM with 32 steps and guidance, (c) SDS and (d) MSD, both without guidance, 150 Adam steps at rate 0.08. The paper's guidance $w = 4$ in the form of Eq. 13 is our $s = 5$; the code of the original toy uses $s = 4$ {cite}`karras2024guiding`. We give both. For SDS and MSD we show single samples, and as
+The paper's first figure: (a) the density with two classes, (b) DDIM with 32 steps and guidance, (c) SDS and (d) MSD, both without guidance, 150 Adam steps at rate 0.08. The paper's guidance $w = 4$ in the form of Eq. 13 is our $s = 5$; the code of the original toy uses $s = 4$ ([Karras et al., 2024](https://arxiv.org/abs/2406.02507)). We give both. For SDS and MSD we show single samples, and as
 crosses the limit of infinitely many, which the paper's 1000 approach: the quadrature field for SDS, and mean shift for MSD.
 """
 

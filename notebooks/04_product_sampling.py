@@ -341,7 +341,7 @@ With $\sigma_{\max} = 5$ and λ = 0.3 this is about $10^{-60}$, and most of it i
 >
 > This one is not a misprint, and no other in the paper changes as much. Eq. 9 calls the sum "the score of our product density". At noise level σ a sampler needs the score of the *noised* product, $q_\lambda * \mathcal N(0,\sigma^2 I)$; the sum is the score of the noised $p$ times the *clean* kernel, and blurring a product is not blurring one factor. In one dimension, for $p = \mathcal N(0, s^2)$: the noised product's score falls off as $1/\sigma^2$, the sum tends to $(x - z)/\lambda^2$. They agree at σ = 0 and nowhere else.
 
-That a sum of noised scores is not the noised score of the product is known from composing diffusion models {cite}`du2023reduce`; there the remedy is Markov chain Monte Carlo at every level. For a Gaussian kernel we shall do better.
+That a sum of noised scores is not the noised score of the product is known from composing diffusion models ([Du et al., 2023](https://arxiv.org/abs/2302.11552)); there the remedy is Markov chain Monte Carlo at every level. For a Gaussian kernel we shall do better.
 
 ### Where it ends instead: a referee
 
@@ -435,7 +435,7 @@ $$
 
 Line by line: two independent looks; what depends on $y$; the square completed; precisions add; one look, less noisy.
 
-The denoiser of the product is the old denoiser, asked at another point and another noise level. No new term, no stiffness, no parameter; one call costs one call. (The identity appears, for another purpose, in {cite}`peng2025ncvsd`.) An ordinary sampler does the rest. Two details:
+The denoiser of the product is the old denoiser, asked at another point and another noise level. No new term, no stiffness, no parameter; one call costs one call. (The identity appears, for another purpose, in [Peng et al. (2025)](https://arxiv.org/abs/2506.09416).) An ordinary sampler does the rest. Two details:
 
 - The noise level that the model sees never exceeds λ. With a bandwidth of 0.1, a model is never asked about σ above 0.1.
 - As $\sigma\to\infty$, $D_q\to D(x;\lambda)$. So the sampler starts at $D(x;\lambda)+\sigma_{\max}n$, around the mean of $q$, not around the origin.
@@ -516,7 +516,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-One look is no measurement. The table takes random query points *on* the fractal (draws from $p$) and *off* it (uniform in the square, as the paper starts). Its columns: the error of the sample mean as a share of $|m|$; the spread as a share of the true spread; the unbiased MMD² {cite}`gretton2012mmd` between samples and fresh draws of the truth, with a Gaussian kernel as wide as the median distance;
+One look is no measurement. The table takes random query points *on* the fractal (draws from $p$) and *off* it (uniform in the square, as the paper starts). Its columns: the error of the sample mean as a share of $|m|$; the spread as a share of the true spread; the unbiased MMD² ([Gretton et al., 2012](https://jmlr.org/papers/v13/gretton12a.html)) between samples and fresh draws of the truth, with a Gaussian kernel as wide as the median distance;
 and the root mean square error of a *single* draw as an estimate of $x + m$, over $|m|$, which is what Eq. 11 uses. The rows "truth" compare the closed form with itself: that is the noise floor.
 """
 
@@ -765,13 +765,13 @@ print(
 r"""
 ## What guidance changes
 
-Guidance replaces $D$ by $D_g = D_u + s\,(D_c - D_u)$, with $D_c$ the denoiser of a class (a prompt) and $D_u$ that of everything {cite}`ho2021cfg`. (The paper writes $(1+w)\,\epsilon_c - w\,\epsilon_u$ in Eq. 13; $s = 1 + w$.) What one would *want* is clear enough: sharpen the class, stay near $x$,
+Guidance replaces $D$ by $D_g = D_u + s\,(D_c - D_u)$, with $D_c$ the denoiser of a class (a prompt) and $D_u$ that of everything ([Ho and Salimans, 2021](https://arxiv.org/abs/2207.12598)). (The paper writes $(1+w)\,\epsilon_c - w\,\epsilon_u$ in Eq. 13; $s = 1 + w$.) What one would *want* is clear enough: sharpen the class, stay near $x$,
 
 $$
 q^*(y) \propto p_c(y)^s\,p_u(y)^{1-s}\,\mathcal N(y; x,\lambda^2I). \tag{M4.12}
 $$
 
-$D_g$ does not do that {cite}`bradley2024cfg`: at σ > 0 it is not the denoiser of $p_c^s\,p_u^{1-s}$. In general it is no density's denoiser: $s\,\partial D_c - (s-1)\,\partial D_u$ can have a negative eigenvalue, and a covariance cannot. So neither fact of (M4.5) survives. One thing does. (M4.9) only moves the input, and guidance is linear in the output, so the two commute: the product of guided denoisers is the guided product.
+$D_g$ does not do that ([Bradley and Nakkiran, 2025](https://arxiv.org/abs/2408.09000)): at σ > 0 it is not the denoiser of $p_c^s\,p_u^{1-s}$. In general it is no density's denoiser: $s\,\partial D_c - (s-1)\,\partial D_u$ can have a negative eigenvalue, and a covariance cannot. So neither fact of (M4.5) survives. One thing does. (M4.9) only moves the input, and guidance is linear in the output, so the two commute: the product of guided denoisers is the guided product.
 
 We take the simplest case, where (M4.12) is an integral on a line. The class is $\mathcal N(0.5, 0.2^2)$, "everything" is an equal mixture of it and another class at 1.5, and $x = 1$ lies exactly between them, λ = 0.3.
 
@@ -939,7 +939,7 @@ A distillation should not ask which estimator is best, but when. Chapter 06 lets
 
 ### Open task 4 · A kernel that is noised as well
 
-Blurring the kernel as the density is blurred gives a third sum, $\nabla\log p_\sigma(z) + (x-z)/(\lambda^2+\sigma^2)$. It costs nothing, is never stiff, and is the score of $p_\sigma\cdot\mathcal N(\cdot\,; x,(\lambda^2+\sigma^2)I)$, so it too is right at σ = 0 only. Work out where it ends for $p=\mathcal N(0,s^2)$, as in (M4.8). Measure it in the table above, on and off the data. Then correct it with a few Langevin steps at each level, as {cite}`du2023reduce` propose, and draw its error against denoiser calls
+Blurring the kernel as the density is blurred gives a third sum, $\nabla\log p_\sigma(z) + (x-z)/(\lambda^2+\sigma^2)$. It costs nothing, is never stiff, and is the score of $p_\sigma\cdot\mathcal N(\cdot\,; x,(\lambda^2+\sigma^2)I)$, so it too is right at σ = 0 only. Work out where it ends for $p=\mathcal N(0,s^2)$, as in (M4.8). Measure it in the table above, on and off the data. Then correct it with a few Langevin steps at each level, as [Du et al. (2023)](https://arxiv.org/abs/2302.11552) propose, and draw its error against denoiser calls
 next to the exact sampler's. Is there any λ, or any guidance scale, where you would choose it?
 
 ## Take-aways

@@ -126,7 +126,7 @@ assert exact_rates.max() <= 1 + 1e-9
 
 # %% [markdown]
 r"""
-The trouble is at the *noisy* end, where one would think nothing of importance happens. There the kernel pulls a point that sits $5$ away with a force made for distances of $0.1$, thousands of times faster than the model moves. That is what **stiff** means {cite}`hairer1996stiff`: the solution we want changes slowly, a part that has long died out changes fast, and an explicit method has to follow the part that died.
+The trouble is at the *noisy* end, where one would think nothing of importance happens. There the kernel pulls a point that sits $5$ away with a force made for distances of $0.1$, thousands of times faster than the model moves. That is what **stiff** means ([Hairer and Wanner, 1996](https://doi.org/10.1007/978-3-642-05221-7)): the solution we want changes slowly, a part that has long died out changes fast, and an explicit method has to follow the part that died.
 
 The dashed line is the same density sampled through its exact denoiser. It is the flow of *some* density's denoiser, so (M2.9) holds for it and no rate exceeds 1, whatever $\lambda$ is. The problem is not stiff. Its formulation as a sum is.
 
@@ -430,7 +430,7 @@ Order 1, with either solver. With Heun inside, the error comes from taking turns
 
 ### Exercise 5.3 · Order two for nothing (★★★, 25 min)
 
-Strang's remedy {cite}`strang1968splitting` is to make the step symmetric: half of the kernel's flow, the whole model step, the other half. The kernel costs no denoiser call, so this is free. Write `strang(denoise, x, bandwidth, sigmas, z)`, which takes the state `z` at `sigmas[0]` to the last level, with `solver_step(denoise, z, here, there, "heun")` for the model.
+Strang's remedy ([Strang, 1968](https://doi.org/10.1137/0705041)) is to make the step symmetric: half of the kernel's flow, the whole model step, the other half. The kernel costs no denoiser call, so this is free. Write `strang(denoise, x, bandwidth, sigmas, z)`, which takes the state `z` at `sigmas[0]` to the last level, with `solver_step(denoise, z, here, there, "heun")` for the model.
 
 Compare with the start of Algorithm 2. Was somebody close?
 """
@@ -470,7 +470,7 @@ print(f"{2 * steps[2]} calls: Lie with Euler {with_euler:.1e}, with Heun {with_h
 r"""
 ## What would a stiff solver pay?
 
-"Higher-order integrators are generally capable of dealing with this instability, but require many more score function evaluations", says the paper. This can be counted. Explicit adaptive methods (`RK45`) must resolve the kernel's decay. Implicit ones (`Radau`, `BDF`, and `LSODA`, which switches by itself) are made for stiffness {cite}`hairer1996stiff`; each of their steps solves an equation, for which they difference the denoiser. We give each a relative tolerance of $10^{-4}$ and count every call, those for Jacobians too.
+"Higher-order integrators are generally capable of dealing with this instability, but require many more score function evaluations", says the paper. This can be counted. Explicit adaptive methods (`RK45`) must resolve the kernel's decay. Implicit ones (`Radau`, `BDF`, and `LSODA`, which switches by itself) are made for stiffness ([Hairer and Wanner, 1996](https://doi.org/10.1007/978-3-642-05221-7)); each of their steps solves an equation, for which they difference the denoiser. We give each a relative tolerance of $10^{-4}$ and count every call, those for Jacobians too.
 
 **Predict.** Halve $\lambda$. By what factor does the bill of `RK45` grow, and that of `Radau`?
 """
@@ -670,7 +670,7 @@ Not stiff, and no better: at the two smaller bandwidths the error exceeds $|m|$.
 
 ## A limited interval
 
-The paper's first remedy for images is to apply the kernel "in limited interval through the sampling chain" (Section 3.4), after {cite:t}`kynkaanniemi2024interval` who do it with guidance. (Section 4.3 and Figure 8 cite Section 3.4 for "applying *guidance* in limited interval". So either may be meant, and chapter 09 tries both.) It does not say which interval. We can measure: for each interval $[\sigma_{\text{lo}}, \sigma_{\text{hi}}]$ the error of $m$, and the spread.
+The paper's first remedy for images is to apply the kernel "in limited interval through the sampling chain" (Section 3.4), after [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) who do it with guidance. (Section 4.3 and Figure 8 cite Section 3.4 for "applying *guidance* in limited interval". So either may be meant, and chapter 09 tries both.) It does not say which interval. We can measure: for each interval $[\sigma_{\text{lo}}, \sigma_{\text{hi}}]$ the error of $m$, and the spread.
 
 **Predict.** Two effects pull against each other. If the kernel starts late (small $\sigma_{\text{hi}}$), what has the sample decided by then? If it ends early (large $\sigma_{\text{lo}}$), what can the model still do?
 """
@@ -949,7 +949,7 @@ The exact sampler is not to be told from perfect draws, in error or in spread, a
 
 ### Open task 5 · Give the sum its spread back
 
-The sum of the two scores is no mistake in itself. At each $\sigma$ it is $\nabla_z \log\bigl[p_\sigma(z)\, \mathcal N(z; x, \lambda^2 I)\bigr]$, the score of a perfectly good density, and at $\sigma = 0$ that density is $q$. What fails is the *flow*: the deterministic ODE does not carry one of these densities into the next. Langevin steps at each level would {cite}`du2023reduce`. Add a corrector of $k$ Langevin steps per level, plot error and spread against calls in the figure above, find out how many calls it needs to reach the floor, and compare with the exact sampler. What is the largest stable Langevin step, and which of this chapter's bounds does it remind you of?
+The sum of the two scores is no mistake in itself. At each $\sigma$ it is $\nabla_z \log\bigl[p_\sigma(z)\, \mathcal N(z; x, \lambda^2 I)\bigr]$, the score of a perfectly good density, and at $\sigma = 0$ that density is $q$. What fails is the *flow*: the deterministic ODE does not carry one of these densities into the next. Langevin steps at each level would ([Du et al., 2023](https://arxiv.org/abs/2302.11552)). Add a corrector of $k$ Langevin steps per level, plot error and spread against calls in the figure above, find out how many calls it needs to reach the floor, and compare with the exact sampler. What is the largest stable Langevin step, and which of this chapter's bounds does it remind you of?
 """
 
 # %% [markdown]

@@ -342,7 +342,7 @@ checks.count_modes(count_modes)
 r"""
 ## What the first bandwidth does
 
-The same run, with mean shift itself as the target (one call, no noise) and other first bandwidths. We judge it as the paper does: mean −log p, and precision and recall {cite}`kynkaanniemi2019precision`. Precision is the share of our points that lie within reach of a reference sample; recall is the share of reference samples within reach of one of our points. Reach is the distance to the third neighbour *in the same set*.
+The same run, with mean shift itself as the target (one call, no noise) and other first bandwidths. We judge it as the paper does: mean −log p, and precision and recall ([Kynkäänniemi et al., 2019](https://arxiv.org/abs/1904.06991)). Precision is the share of our points that lie within reach of a reference sample; recall is the share of reference samples within reach of one of our points. Reach is the distance to the third neighbour *in the same set*.
 
 **Predict.** Sketch −log p and recall against the first bandwidth, for the fractal.
 """
@@ -710,7 +710,7 @@ So, with an exact denoiser, in the order of what it is worth: **asking about sma
 
 ## What one sample does under Adam
 
-(M3.5) says that noise in the gradient leaves a cloud whose width falls like $1/\sqrt N$. That was plain descent. Adam divides by the root of a running mean square $v$ {cite}`kingma2015adam`, and where noise dominates the gradient, $v$ *is* the noise.
+(M3.5) says that noise in the gradient leaves a cloud whose width falls like $1/\sqrt N$. That was plain descent. Adam divides by the root of a running mean square $v$ ([Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980)), and where noise dominates the gradient, $v$ *is* the noise.
 
 **Predict.** We average $N = 1, 10, 100, 1000$ perfect draws. By what factor does the distance from the noiseless run shrink with each step of ten? With λ annealed, and at constant 0.03?
 """
@@ -1176,7 +1176,7 @@ The differences have different reasons.
 
 **SDI** fails in the plane for reasons that chapter 03 gave. The paper has no row for it.
 
-**MMD.** The paper does not name its kernel. Ours is unbiased, with a Gaussian as wide as the median distance {cite}`gretton2012mmd`, and sees little but mean and spread. Compare orders, not values.
+**MMD.** The paper does not name its kernel. Ours is unbiased, with a Gaussian as wide as the median distance ([Gretton et al., 2012](https://jmlr.org/papers/v13/gretton12a.html)), and sees little but mean and spread. Compare orders, not values.
 
 The three orders that hold in every row of the paper's table hold in ours as long as SDS averages few samples (above: what 1000 do on the spiral), though one hangs by a thread: on the spiral the cloud of one-draw MSD covers as much as DDIM does, within two standard errors. The error bars say how little the seeds matter beside the choice of the method. They say nothing about the choice of the protocol, which matters more than anything in the table.
 
@@ -1290,7 +1290,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-At the last λ every end is a training point. On images that is the return of a training picture {cite}`somepalli2023diffusion,carlini2023extracting`. The likelihood raises no alarm. It has been worse than with the density itself from λ = 0.03 on, since chance clumps of data hold climbers back long before single points do, and nothing happens to it at the moment when the ends become data.
+At the last λ every end is a training point. On images that is the return of a training picture ([Somepalli et al., 2023](https://arxiv.org/abs/2212.03860); [Carlini et al., 2023](https://arxiv.org/abs/2301.13188)). The likelihood raises no alarm. It has been worse than with the density itself from λ = 0.03 on, since chance clumps of data hold climbers back long before single points do, and nothing happens to it at the moment when the ends become data.
 
 ### Open task 6 · Figure 1 with a density of your own
 

@@ -51,7 +51,7 @@ figures.use_style()
 r"""
 ## A network that is a gradient
 
-In the plane a denoiser is a field of arrows. A network could learn the arrows. Karras et al. {cite}`karras2024guiding` let theirs learn a number instead, an unnormalised log-density, and differentiate it:
+In the plane a denoiser is a field of arrows. A network could learn the arrows. [Karras et al. (2024)](https://arxiv.org/abs/2406.02507) let theirs learn a number instead, an unnormalised log-density, and differentiate it:
 
 $$
 \begin{aligned}
@@ -105,7 +105,7 @@ $$
 \mathbb E\,|D_\theta(z; \sigma) - y|^2 = \mathbb E\,|D_\theta - D|^2 + \mathbb E\,|D - y|^2. \tag{M7.3}
 $$
 
-Both losses have the same minimiser {cite}`vincent2011connection`. The second term is a constant of the data. It cannot be trained away, and it hides the first: the check prints how much of what a training curve for images would show is error.
+Both losses have the same minimiser ([Vincent, 2011](https://doi.org/10.1162/NECO_a_00142)). The second term is a constant of the data. It cannot be trained away, and it hides the first: the check prints how much of what a training curve for images would show is error.
 
 Weights that Adam leaves behind are restless, so the network that we use is an average over the end of the training. With a power of time as its profile,
 
@@ -114,7 +114,7 @@ $$
 \bar\theta_t = \beta_t\,\bar\theta_{t-1} + (1 - \beta_t)\,\theta_t, \tag{M7.4}
 $$
 
-where $\beta_t = (1 - 1/t)^{\gamma+1}$, this is the power-function average of {cite:t}`karras2024edm2`. It needs no final time, forgets the start, and scales with the length of the run. $\gamma = 97$ makes its standard deviation one per cent of the run.
+where $\beta_t = (1 - 1/t)^{\gamma+1}$, this is the power-function average of [Karras et al. (2024)](https://arxiv.org/abs/2312.02696). It needs no final time, forgets the start, and scales with the length of the run. $\gamma = 97$ makes its standard deviation one per cent of the run.
 
 The recipe: 4096 steps of Adam with 4096 points each, learning rate $10^{-2}$, falling with the root of the step from step 512 on. One liberty: the exact score of 1016 components is dearer than a step of the network, so a point serves eight times, and 256 points share one $\sigma$, drawn anew every 512 steps. On a smaller run this changed the errors by less than another seed did.
 """
@@ -202,7 +202,7 @@ assert errors["network"][0] < errors["ideal, data"][0]
 
 # %% [markdown]
 r"""
-In units of $\sigma$ the network is worst, 0.31, near $\sigma = 0.01$: there the noise is as wide as the twigs. Neither it nor $D^*$ beats the other. Down to a level of about 0.008, within the widths of the branches (0.004 to 0.016), $D^*$ is better: ten thousand points describe the tree well, and a small network cannot draw every twig. Below, $D^*$ sees single points where there is a density, with an error as large as the noise itself: it **memorises**. The network has no points to memorise and interpolates. This is the good side of learning, and in high dimensions the reason why diffusion models create anything at all {cite}`kamb2025creativity`.
+In units of $\sigma$ the network is worst, 0.31, near $\sigma = 0.01$: there the noise is as wide as the twigs. Neither it nor $D^*$ beats the other. Down to a level of about 0.008, within the widths of the branches (0.004 to 0.016), $D^*$ is better: ten thousand points describe the tree well, and a small network cannot draw every twig. Below, $D^*$ sees single points where there is a density, with an error as large as the noise itself: it **memorises**. The network has no points to memorise and interpolates. This is the good side of learning, and in high dimensions the reason why diffusion models create anything at all ([Kamb and Ganguli, 2025](https://arxiv.org/abs/2412.20292)).
 
 The other end is a blemish. From $\sigma = 1$ on the best Gaussian, a formula with five numbers, beats both networks, soon by a factor of ten. The levels there are rare in training, and a loss in units of $\sigma$ calls 0.03 small. In absolute terms it is 0.14 at $\sigma = 5$, 26 times the error at $\sigma = 0.03$.
 """
@@ -257,7 +257,7 @@ The *direction* survives much better, as the cosine says. A method that uses onl
 
 ## Is a clean point out of distribution?
 
-Mean shift asks about a point without noise. "The network was trained on $z = y + \lambda n$, so a clean $x$ is out of distribution": Wang et al. {cite}`wang2023sjc` raise this objection, and answer it by adding noise. The paper, too, expects of a "high-dimensional space that $x$ will be out of distribution". Let us measure it. Put inputs $y + \rho\,\sigma n$ before the network and tell it $\sigma$: the **noise share** $\rho$ is 1 in training and 0 for a clean point.
+Mean shift asks about a point without noise. "The network was trained on $z = y + \lambda n$, so a clean $x$ is out of distribution": [Wang et al. (2023)](https://arxiv.org/abs/2212.00774) raise this objection, and answer it by adding noise. The paper, too, expects of a "high-dimensional space that $x$ will be out of distribution". Let us measure it. Put inputs $y + \rho\,\sigma n$ before the network and tell it $\sigma$: the **noise share** $\rho$ is 1 in training and 0 for a clean point.
 
 **Predict** the error as a function of $\rho$. Then think of the length of $n$ in $d$ dimensions,
 
@@ -829,7 +829,7 @@ assert live["mean shift"]["recall"] <= live["DDIM"]["recall"]
 r"""
 Start with the fractal, and with its thousands: one seed of three makes them. The networks of the seeds have the gains −0.30, 0.28 and −0.26 (`train_denoiser(p, seed=1, cache=kept).gain` shows the second, after some minutes of training), and the second loses some of the 625 starts to infinity. Under mean shift it is four, all in the lower left corner, at half a million nats each. The mean of the other 621 is −2.81, the median of all is −2.80. Annealed SDS, the exact sampler and the sum over the full interval lose points with it, too; the sum in the chosen interval does not. NLL judges a set of points by its worst one; give it with the median, or with the share of strays.
 
-DDIM suffers with every seed. With $D^*$ its samples have the entropy of the density; with $D_\theta$ precision falls from 0.97 to 0.90 on the fractal, and $-\log p$ is 0.6 for two seeds and 44 for the third. Beside a twig of width 0.004 a miss of 0.1 costs three hundred nats. In the paper's learned half DDIM loses only 0.3 nats on the fractal. Its network has "the architecture and training setup" of {cite:t}`karras2024guiding`, as ours has. We cannot say what differs.
+DDIM suffers with every seed. With $D^*$ its samples have the entropy of the density; with $D_\theta$ precision falls from 0.97 to 0.90 on the fractal, and $-\log p$ is 0.6 for two seeds and 44 for the third. Beside a twig of width 0.004 a miss of 0.1 costs three hundred nats. In the paper's learned half DDIM loses only 0.3 nats on the fractal. Its network has "the architecture and training setup" of [Karras et al. (2024)](https://arxiv.org/abs/2406.02507), as ours has. We cannot say what differs.
 
 Where nobody is lost, the methods that seek modes end where they end with $D^*$, to a tenth of a nat (annealed SDS on the spiral: three tenths): a mode is where a network has seen the most data. The paper finds MSD *better* with the learned denoiser (−2.02 against −1.32 on the fractal); we find no such gain. Of its orders, precision (MSD above SDS with uniform $t$, the paper's) and recall (MSD below DDIM) hold in every row. NLL holds too, except where points have gone to infinity.
 """
@@ -838,7 +838,7 @@ Where nobody is lost, the methods that seek modes end where they end with $D^*$,
 r"""
 ## Autoguidance: the good, the bad and their difference
 
-Look at the samples of $D_\theta$ itself. Some lie beside the tree, and they cost most of its likelihood. Karras et al. {cite}`karras2024guiding` remove them with an idea that sounds wrong: they train a *worse* network and guide away from it,
+Look at the samples of $D_\theta$ itself. Some lie beside the tree, and they cost most of its likelihood. [Karras et al. (2024)](https://arxiv.org/abs/2406.02507) remove them with an idea that sounds wrong: they train a *worse* network and guide away from it,
 
 $$
 D_s = D_\text{weak} + s\,(D_\text{strong} - D_\text{weak}), \qquad s > 1. \tag{M7.10}
@@ -885,7 +885,7 @@ The third question has an odd answer. For a strong network without errors the di
 
 ### Exercise 7.3 · Guidance where it helps (★★, 15 min)
 
-Guidance by a class helps images at middle noise levels and harms at the others {cite}`kynkaanniemi2024interval`. Does autoguidance on the fractal, too? Write `autoguided(strong, weak, scale, low, high)`: a denoiser that guides with `scale` where $\texttt{low} \le \sigma \le \texttt{high}$ and is the strong network elsewhere. `sigma` may be a number or a tensor with one level per item.
+Guidance by a class helps images at middle noise levels and harms at the others ([Kynkäänniemi et al., 2024](https://arxiv.org/abs/2404.07724)). Does autoguidance on the fractal, too? Write `autoguided(strong, weak, scale, low, high)`: a denoiser that guides with `scale` where $\texttt{low} \le \sigma \le \texttt{high}$ and is the strong network elsewhere. `sigma` may be a number or a tensor with one level per item.
 """
 
 

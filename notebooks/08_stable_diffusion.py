@@ -57,7 +57,7 @@ figures.use_style()
 r"""
 ## One object
 
-A text-to-image model in the manner of Stable Diffusion {cite}`rombach2022ldm` is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
+A text-to-image model in the manner of Stable Diffusion ([Rombach et al., 2022](https://arxiv.org/abs/2112.10752)) is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
 
 Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 17 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either; the numbers in the text are the pocket model's.
 """
@@ -147,7 +147,7 @@ $$
 z = \frac{z_t}{\sqrt{\bar\alpha_t}} = z_t\sqrt{1 + \sigma^2}, \qquad \sigma = \sqrt{\frac{1 - \bar\alpha_t}{\bar\alpha_t}}. \tag{M8.1}
 $$
 
-Their networks do not return $D$ either. Most predict the noise, $\varepsilon \approx n$; some predict $v = \sqrt{\bar\alpha_t}\,n - \sqrt{1 - \bar\alpha_t}\,y$ {cite}`salimans2022progressive`. Insert $z_t$ and solve for $y$:
+Their networks do not return $D$ either. Most predict the noise, $\varepsilon \approx n$; some predict $v = \sqrt{\bar\alpha_t}\,n - \sqrt{1 - \bar\alpha_t}\,y$ ([Salimans and Ho, 2022](https://arxiv.org/abs/2202.00512)). Insert $z_t$ and solve for $y$:
 
 $$
 D = z - \sigma\,\varepsilon \qquad\text{or}\qquad D = \sqrt{\bar\alpha_t}\,z_t - \sqrt{1 - \bar\alpha_t}\;v. \tag{M8.2}
@@ -277,7 +277,7 @@ assert error < 5 * TOLERANCE
 
 # %% [markdown]
 r"""
-Three details of that pipeline had to be matched. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": it steps up from $t = 1$ and never visits the noisiest forty-one of the 1000 training steps {cite}`lin2024flawed`. And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean. (Without `ddim=True` the library's own grid ends at 0.)
+Three details of that pipeline had to be matched. It starts from unit noise, which is $n\sqrt{1+\sigma_0^2}$ here and not $\sigma_0 n$. Its grid is "leading": it steps up from $t = 1$ and never visits the noisiest forty-one of the 1000 training steps ([Lin et al., 2024](https://arxiv.org/abs/2305.08891)). And it ends at $\sigma = 0.029$, where it takes $z_t$ for clean. (Without `ddim=True` the library's own grid ends at 0.)
 
 Since samplers are generators, the way down comes for free.
 """
@@ -345,7 +345,7 @@ From 12 calls on Euler's error halves when the calls double: first order, chapte
 
 ## Prompts, and what the scale does
 
-These models are hardly ever sampled as they are. The prompt's prediction $c$ is pushed away from that of the empty prompt, $u$ {cite}`ho2021cfg`:
+These models are hardly ever sampled as they are. The prompt's prediction $c$ is pushed away from that of the empty prompt, $u$ ([Ho and Salimans, 2021](https://arxiv.org/abs/2207.12598)):
 
 $$
 D_s = u + s\,(c - u). \tag{M8.3}
@@ -409,7 +409,7 @@ Place and mostly the pose are the seed's, and are kept; the background is not. W
 
 Now numbers, over many seeds. Two can be had from any model: the **size** of the drawn latents (their root mean square; data have about 1) and their **spread** (the root mean square deviation among samples of one prompt). The pocket model allows a third, since its world is known: **obedience**, the shares of samples in which a classifier that shares neither weights nor data with the model sees the kind, the colour and the view of the prompt.
 
-**Predict** how each of them goes with $s$: which rise, which fall, which has a maximum? Then the last three rows of the table: guidance switched on in one range of noise levels only (Kynkäänniemi et al. {cite}`kynkaanniemi2024interval` do it in the middle).
+**Predict** how each of them goes with $s$: which rise, which fall, which has a maximum? Then the last three rows of the table: guidance switched on in one range of noise levels only ([Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) do it in the middle).
 """
 
 # %%

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_formulas_are_rendered(page: Page):
     formulas = page.locator("div.math, span.math")
     assert formulas.locator("mjx-container > svg").count() == formulas.count()
     assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    assert page.locator("mjx-container[tabindex]").count() == 0, "Tab goes from link to link, not through formulas"
     assert "$$" not in page.locator(".bd-article").inner_text()
 
 
@@ -116,12 +118,36 @@ def test_fits_a_phone(page: Page):
         page.set_viewport_size({"width": 1200, "height": 900})
 
 
+def test_wide_formulas_show_that_they_scroll(page: Page):
+    """Covers move with the formula, shadows stay at the edges of its box: a shadow is seen where it goes on."""
+    attached = "nodes => nodes.map(node => getComputedStyle(node).backgroundAttachment)"
+    assert set(page.locator("div.math").evaluate_all(attached)) <= {"local, local, scroll, scroll"}
+
+
+def test_links_lead_somewhere():
+    places = {path.name: set(re.findall(r'\bid="([^"]+)"', path.read_text())) for path in HTML.glob("*.html")}
+    for name in places:
+        for page, place in re.findall(r'href="([^":/?#]*)#([^"]+)"', (HTML / name).read_text()):
+            assert place in places[page or name], f"{name}: {page}#{place}"
+
+
+def test_titles_are_numbered():
+    chapters = [page for page in PAGES if (ROOT / "notebooks" / f"{page}.py").exists()]
+    index = (HTML / f"{TOC['root']}.html").read_text()
+    for name in chapters:
+        title = re.search(r"<h1>(\d\d · [^<]+)<", (HTML / f"{name}.html").read_text())
+        assert title and title[1].startswith(name[:2])
+        assert index.count(title[1]) >= 1, "the side bar has the same title"
+
+
 def test_downloads_give_the_executed_notebook():
     chapters = [page for page in PAGES if (ROOT / "notebooks" / f"{page}.py").exists()]
     assert chapters
     for name in chapters:
         assert f'href="_sources/{name}.ipynb"' in (HTML / f"{name}.html").read_text()
-        assert '"msd_teach"' in (HTML / "_sources" / f"{name}.ipynb").read_text()
+        download = (HTML / "_sources" / f"{name}.ipynb").read_text()
+        assert '"msd_teach"' in download
+        assert "](#eq-" not in download, "links are made for the book only"
 
 
 def test_a_partial_book_says_what_is_missing(tmp_path: Path):
