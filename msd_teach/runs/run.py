@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..distill import StepInfo
 from ..files import Checkpoint, Stateful, whole
@@ -153,4 +152,6 @@ def _picture(draw: Callable[[Path], None], path: Path) -> None:
 
 
 def _bar(name: str, first: int, total: int) -> Any:
+    from tqdm import tqdm
+
     return tqdm(total=total, initial=first, desc=name, mininterval=1)
