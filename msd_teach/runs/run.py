@@ -65,13 +65,9 @@ def follow(
                 for info in start(saved):
                     _append(folder / METRICS, info)
                     bar.update()
-                    said = (
-                        f"loss {info.loss:.3g}, level {info.level:.3g}, |m| {info.shift_norm:.3g}, calls {info.calls}"
-                    )
-                    bar.set_postfix_str(said, refresh=False)
-                    if (
-                        info.step + 1
-                    ) % draw_every == 0:  # before the checkpoint: what it has passed is not drawn again
+                    bar.set_postfix_str(_said(info), refresh=False)
+                    # the picture before the checkpoint: what that has passed is not drawn again
+                    if (info.step + 1) % draw_every == 0:
                         _picture(draw, folder / PREVIEWS / f"{info.step + 1:06d}.png")
                     if (info.step + 1) % checkpoint_every == 0:
                         checkpoint.save(**info._asdict())
@@ -153,6 +149,10 @@ def _alone(folder: Path) -> Iterator[None]:
         except (ImportError, OSError):  # nor on every network's disk
             pass
         yield
+
+
+def _said(info: StepInfo) -> str:
+    return f"loss {info.loss:.3g}, level {info.level:.3g}, |m| {info.shift_norm:.3g}, calls {info.calls}"
 
 
 def _append(path: Path, info: StepInfo) -> None:
