@@ -77,7 +77,7 @@ def sweep(options: argparse.Namespace) -> None:
     """Carries out this process's share of a sweep."""
     prompts = [line.strip() for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
     runs = text_to_2d.sweep(prompts, options.methods, options.seeds, **settings(options))
-    text_to_2d.carry_out(runs, options.out, text_to_2d.place(os.environ))
+    text_to_2d.carry_out(runs, options.out, text_to_2d.place(os.environ), text_to_2d.device_of(os.environ))
 
 
 def judge(options: argparse.Namespace) -> None:

@@ -66,8 +66,8 @@ def distill(
 
     Raises:
         ValueError: an argument that no run can use.
-        FloatingPointError: x, target, loss or gradient is not finite; names the step. In a step's first optimiser step
-            the parameters are untouched by it.
+        FloatingPointError: x, target, loss or gradient is not finite, or what a method learns; names the step. In a
+            step's first optimiser step the parameters are untouched by it.
     """
     at_least_one("steps", steps)
     at_least_one("steps_per_target", steps_per_target)
@@ -110,7 +110,11 @@ def distill(
             _rewind(streams, after)
             calls += target.calls
             if after_step is not None:
-                calls += _count("calls of after_step", after_step(own, here, generator) or 0)
+                try:
+                    spent = after_step(own, here, generator)
+                except FloatingPointError as error:  # of a network that learns, which knows no step
+                    raise FloatingPointError(f"{where}: {error}") from error
+                calls += _count("calls of after_step", spent or 0)
             seconds += time.perf_counter() - began
             penalty = float(torch.as_tensor(rendered.penalty).detach())
             info = StepInfo(step, loss, target.level, shift.mean().item(), calls, seconds, penalty)

@@ -258,7 +258,9 @@ class MeanShift(Settings):
 
     def __post_init__(self):
         check_falling(self.bandwidth, "bandwidth")
-        if not callable(self.noise):
+        if callable(self.noise):
+            check_function("noise", self.noise, "above(2.0)")
+        else:
             check_number("noise", self.noise, low=0.0)
 
     def __call__(self, denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:

@@ -188,6 +188,19 @@ def test_deterministic_for_a_seed():
     assert not torch.equal(end(3), end(4))
 
 
+def test_nan_in_what_a_method_learns_names_the_step():
+    class Learner:
+        def __call__(self, denoise, x: Tensor, progress: float, generator) -> Target:
+            return Target(torch.zeros_like(x), 1.0, 1, 1.0)
+
+        def after_step(self, denoise, x: Tensor, generator: torch.Generator | None) -> int:
+            raise FloatingPointError("the gradient is not finite")
+
+    θ = points()
+    with pytest.raises(FloatingPointError, match=r"step 0 \(Learner, level 1\): the gradient is not finite"):
+        list(distill(lambda g: 1.0 * θ, torch.optim.SGD([θ], 1.0), MIXTURE.denoise, Learner(), 2))
+
+
 def test_after_step_sees_the_batch_of_every_step():
     θ, seen = points(), []
 

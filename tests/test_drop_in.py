@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msd_teach import MSD, SDI, DiffusionPrior, MeanShift, distill
+from msd_teach import MSD, SDI, SDS, DiffusionPrior, MeanShift, distill
 from msd_teach.schedules import above, geometric, sigmas_around
+from msd_teach.tensors import per_item
 
 pytest.importorskip("diffusers")
 PAGE = (Path(__file__).parent.parent / "docs/drop-in.md").read_text()
@@ -53,10 +54,11 @@ class Prompts:
     "method",
     [
         MeanShift(geometric(6.0, 0.1), noise=1.0),
+        SDS(),
         SDI(inversion=-7.5, steps=2),
         MSD("exact", geometric(6.0, 0.1), sigmas_around(2), samples=2),
     ],
-    ids=["mean shift", "SDI", "MSD"],
+    ids=["mean shift", "SDS", "SDI", "MSD"],
 )
 def test_the_guidance_pulls_where_distill_does(prior: DiffusionPrior, method) -> None:
     scope: dict = {}
@@ -69,7 +71,7 @@ def test_the_guidance_pulls_where_distill_does(prior: DiffusionPrior, method) ->
     same = grey()
     x = prior.encode(same)
     target = method(prior.denoiser(PROMPTS, scale=7.5), x.detach(), 0.5, torch.Generator().manual_seed(0))
-    (target.weight * (x - target.value) ** 2).sum().div(4).backward()
+    (per_item(target.weight, x) * (x - target.value) ** 2).sum().div(4).backward()
     assert image.grad is not None and same.grad is not None
     torch.testing.assert_close(image.grad, same.grad, rtol=1e-3, atol=1e-3 * same.grad.abs().max().item())
     latents = x.detach().requires_grad_()

@@ -25,3 +25,9 @@ def test_imports_load_torch_and_numpy_only_and_set_no_style():
     loaded, set_at_import = run.stdout.split("\n")[:2]
     assert set(loaded.split()) & set(HEAVY.split()) == set()
     assert set(set_at_import.split()) <= {"backend", "backend_fallback"}
+
+
+def test_the_command_line_opens_with_torch_and_numpy_alone():
+    """`pip install msd_teach` brings no more, and `tables` needs no more."""
+    program = f"import sys\nfor name in {HEAVY.split()!r}: sys.modules[name] = None\nimport msd_teach.__main__"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -388,6 +388,9 @@ def test_bad_settings_are_refused_when_the_method_is_made():
         r"level is 0 at t = 0; ISM starts": lambda: ISM(level=torch.sqrt),
         r"until is 0; it must be progress in": lambda: linear(1, 0.1, until=0),
         r"noise is -0\.5; it must be a number": lambda: MeanShift(constant(0.3), -0.5),
+        r"noise is <class .*above'>; it must be a function, such as above\(2.0\)": lambda: MeanShift(
+            constant(0.3), above
+        ),
         r"level is nan; it must be a number": lambda: above(math.nan),
         r"start is 'a'; it must be a number": lambda: linear("a", 0.1),  # type: ignore[arg-type]
         r"top is nan; it must be above 0": lambda: sigmas_around(top=math.nan),

@@ -14,7 +14,7 @@ from ..latent.loading import BUNDLED, Bundled
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-__all__ = ["WEIGHTS", "weights"]
+__all__ = ["WEIGHTS", "version", "weights"]
 
 
 def weights(folder: Path = WEIGHTS) -> Path:
@@ -38,6 +38,11 @@ def weights(folder: Path = WEIGHTS) -> Path:
     if wrong:
         raise ValueError(f"pocket weights in {folder}: {', '.join(wrong)}; {restore}")
     return folder
+
+
+def version() -> str:
+    """A checksum of the shipped model: what hangs on its weights is known by it."""
+    return hashlib.sha256((WEIGHTS / "SHA256SUMS").read_bytes()).hexdigest()
 
 
 def check_prompt(text: str) -> None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..files import cache_folder, load, save_atomically
 from ..tensors import at_least_one
@@ -45,6 +44,8 @@ def load_renders(split: str, count: int) -> Renders:
     Raises:
         ValueError: an unknown split, a count below 1, or a damaged file in the cache; names it.
     """
+    from tqdm import tqdm
+
     if split not in SEEDS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SEEDS)}")
     shards = range(-(-at_least_one("count", count) // SHARD))

@@ -16,7 +16,6 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..files import Checkpoint
 from ..tensors import at_least_one
@@ -80,6 +79,7 @@ def fit(
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     from accelerate import Accelerator  # imports half of the training stack: only where one trains
+    from tqdm import tqdm
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=_precision())
     rank, world = accelerator.process_index, accelerator.num_processes

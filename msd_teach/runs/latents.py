@@ -8,7 +8,6 @@ in pairs, and `resampled` are Fréchet distances of the same resampled prompts i
 
 from __future__ import annotations
 
-import hashlib
 import time
 from functools import cache
 from itertools import product
@@ -23,7 +22,7 @@ from ..distill import distill
 from ..latent.prior import DiffusionPrior
 from ..measure.features import Clip
 from ..measure.images import frechet_distance
-from ..pocket import WEIGHTS
+from ..pocket import WEIGHTS, version
 from ..pocket.data import load_renders, meaning
 from ..pocket.judge import Judge
 from ..pocket.world import COLOURS, KINDS, VIEWS, Prompt
@@ -180,6 +179,5 @@ def distances(features: Tensor, near: Tensor) -> Record:
 
 def table(sizes: Sizes = SIZES, folder: Path = records.RESULTS) -> Table:
     """The table, to be filled and written."""
-    model = hashlib.sha256((WEIGHTS / "SHA256SUMS").read_bytes()).hexdigest()
-    settings = {"recipe": RECIPE, "sizes": sizes._asdict(), "model": model}
+    settings = {"recipe": RECIPE, "sizes": sizes._asdict(), "model": version()}
     return Table("latents", settings, lambda row: compute(Row(**row), sizes), folder)

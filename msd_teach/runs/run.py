@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..distill import StepInfo
 from ..files import Checkpoint, Stateful, whole
@@ -41,43 +41,48 @@ def follow(
     of the state, for previews and at the end for the result, whose file says that the run is finished.
 
     A run that was killed, at whatever moment, is called again with the same arguments: it goes on at its last checkpoint
-    and ends where it would have ended, and so do its metrics, but for the seconds.
+    and ends where it would have ended, and so do its metrics and previews, but for the seconds.
 
     Raises:
-        ValueError: a folder of other settings (names them), one that is damaged or cannot be written to; what `distill`
-            refuses.
+        ValueError: a folder of other settings (names them), one that is damaged, cannot be written to, or in use by
+            another process; what `distill` refuses.
         FloatingPointError: a step is not finite; the last checkpoint is from before it, and the message says of when.
     """
-    at_least_one("total", total)
+    for name, count in (("total", total), ("checkpoint_every", checkpoint_every), ("draw_every", draw_every)):
+        at_least_one(name, count)
     folder = Path(folder)
     _claim(folder, settings)
-    checkpoint = Checkpoint(folder / CHECKPOINT, settings, **parts)
-    kept = checkpoint.load()
-    done = info = None if kept is None else StepInfo(**kept)
-    if info is not None and (folder / RESULT).exists():
+    with _alone(folder):
+        checkpoint = Checkpoint(folder / CHECKPOINT, settings, **parts)
+        kept = checkpoint.load()
+        info = saved = None if kept is None else StepInfo(**kept)
+        if info is not None and (folder / RESULT).exists():
+            return info
+        first = 0 if info is None else info.step + 1
+        _cut(folder / METRICS, first)
+        with _bar(folder.name, first, total) as bar:
+            try:
+                for info in start(saved):
+                    _append(folder / METRICS, info)
+                    bar.update()
+                    bar.set_postfix_str(_said(info), refresh=False)
+                    # the picture before the checkpoint: what that has passed is not drawn again
+                    if (info.step + 1) % draw_every == 0:
+                        _picture(draw, folder / PREVIEWS / f"{info.step + 1:06d}.png")
+                    if (info.step + 1) % checkpoint_every == 0:
+                        checkpoint.save(**info._asdict())
+                        saved = info
+            except FloatingPointError as error:
+                kept_is = "there is no checkpoint yet"
+                if saved is not None:
+                    kept_is = f"{checkpoint.path} is good, of step {saved.step}"
+                raise FloatingPointError(f"{error}; {kept_is}; try a lower rate or scale, in a new folder") from error
+        if info is None:
+            raise ValueError(f"{folder} has no step to take; stop_level ends the run before its first")
+        if info is not saved:
+            checkpoint.save(**info._asdict())
+        _picture(draw, folder / RESULT)
         return info
-    first = 0 if done is None else done.step + 1
-    _cut(folder / METRICS, first)
-    with (folder / METRICS).open("a", encoding="utf-8") as metrics, _bar(folder.name, first, total) as bar:
-        try:
-            for info in start(done):
-                metrics.write(json.dumps(info._asdict()) + "\n")
-                bar.update()
-                said = f"loss {info.loss:.3g}, level {info.level:.3g}, |m| {info.shift_norm:.3g}, calls {info.calls}"
-                bar.set_postfix_str(said, refresh=False)
-                if (info.step + 1) % checkpoint_every == 0 or info.step + 1 == total:
-                    metrics.flush()
-                    checkpoint.save(**info._asdict())
-                if (info.step + 1) % draw_every == 0:
-                    _picture(draw, folder / PREVIEWS / f"{info.step + 1:06d}.png")
-        except FloatingPointError as error:
-            kept_is = f"{checkpoint.path} is good" if checkpoint.path.exists() else "there is no checkpoint yet"
-            raise FloatingPointError(f"{error}; {kept_is}; try a lower rate or scale, in a new folder") from error
-    if info is None:
-        raise ValueError(f"{folder} has no step to take; stop_level ends the run before its first")
-    checkpoint.save(**info._asdict())
-    _picture(draw, folder / RESULT)
-    return info
 
 
 def metrics(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -129,6 +134,36 @@ def _claim(folder: Path, settings: Record) -> None:
         raise ValueError(f"folder {folder} is of other settings: {differences}; name another folder, or delete it")
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuses a folder in which another process is at work, where files can be locked; a kill gives it free."""
+    with (folder / SETTINGS).open() as file:
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"folder {folder} is in use by another process; wait for it, or name another folder"
+            ) from error
+        except (ImportError, OSError):  # nor on every network's disk
+            pass
+        yield
+
+
+def _said(info: StepInfo) -> str:
+    return f"loss {info.loss:.3g}, level {info.level:.3g}, |m| {info.shift_norm:.3g}, calls {info.calls}"
+
+
+def _append(path: Path, info: StepInfo) -> None:
+    """Writes the line of a step."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(info._asdict()) + "\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}; make room for it") from error
+
+
 def _cut(path: Path, count: int) -> None:
     """Leaves the first `count` lines: those after them are of steps that will be taken again."""
     rows = _lines(path)[:count] if path.exists() else []
@@ -153,4 +188,6 @@ def _picture(draw: Callable[[Path], None], path: Path) -> None:
 
 
 def _bar(name: str, first: int, total: int) -> Any:
+    from tqdm import tqdm
+
     return tqdm(total=total, initial=first, desc=name, mininterval=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..distill import Rendered, StepInfo, distill
 from ..latent.lora import LoRA
 from ..latent.prior import DiffusionPrior
+from ..pocket import WEIGHTS, version
 from ..pocket.training import save_sheet
 from ..render.images import FourierImage, GridImage, Latents, Pixels
 from ..schedules import annealed, geometric, linear, sigmas_around, uniform_time, unit_weight
@@ -23,6 +24,7 @@ from ..tensors import at_least_one, check_number
 from . import run
 
 BATCH = 10  # prompts of a sweep that share a run
+SEEDS = 1000  # of a sweep, at most
 FALLING = geometric(6.0, 0.1)  # of λ, in standard deviations of a latent
 METHODS: dict[str, Callable[[DiffusionPrior, torch.Generator], Method]] = {
     "sds": lambda prior, generator: SDS(uniform_time(level=prior.level)),
@@ -43,10 +45,10 @@ RATES = {"grid": 1e-2, "fourier": 1e-3, "pixels": 5e-2, "latents": 1e-2}  # of A
 
 @dataclass(frozen=True)
 class TextTo2D:
-    """One run: an image for each prompt, all moved by one method; all that the result depends on, in JSON's types.
+    """One run: an image for each prompt, all moved by one method, in JSON's types.
 
-    `image` says what the parameters are, `steps` counts steps of Adam, `scale` is s of u + s (c − u), `rate` that of
-    Adam (left out: `RATES`). The generator of all chance is seeded by `seed`.
+    `image` says what the parameters are, `steps` counts steps of Adam (a multiple of the method's `STEPS_PER_TARGET`),
+    `scale` is s of u + s (c − u), `rate` that of Adam (left out: `RATES`). The generator of all chance is seeded by `seed`.
 
     Raises:
         ValueError: an argument out of its range, a method or image without such a name.
@@ -67,7 +69,11 @@ class TextTo2D:
         for name, known in (("method", METHODS), ("image", GENERATORS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it may be one of {', '.join(known)}")
-        at_least_one("steps", self.steps)
+        again = STEPS_PER_TARGET.get(self.method, 1)
+        if at_least_one("steps", self.steps) % again:
+            raise ValueError(f"steps is {self.steps}; {self.method!r} takes {again} a target, so it must be a multiple")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number, at least 0")
         check_number("scale", self.scale)
         if self.rate is not None:
             check_number("rate", self.rate, low=0.0)
@@ -79,9 +85,10 @@ class TextTo2D:
         image = self._image(prior, generator)
         method = METHODS[self.method](prior, generator)
         denoise = prior.denoiser(self.prompts, scale=self.scale)
-        optimizer = torch.optim.Adam(image.parameters(), self.rate or RATES[self.image])
+        rate = RATES[self.image] if self.rate is None else self.rate
+        optimizer = torch.optim.Adam(image.parameters(), rate)
         again = STEPS_PER_TARGET.get(self.method, 1)
-        targets = max(1, self.steps // again)
+        targets = self.steps // again
 
         def render(generator: torch.Generator | None) -> Rendered:
             x = image(generator)
@@ -101,7 +108,8 @@ class TextTo2D:
         parts = {"image": image, "optimizer": optimizer, "generator": generator}
         if hasattr(method, "state_dict"):
             parts["method"] = method
-        run.follow(folder, asdict(self) | {"method settings": repr(method)}, start, targets, parts, draw)
+        own = {"rate": rate, "steps per target": again, "method settings": repr(method), "weights": _weights(prior)}
+        run.follow(folder, asdict(self) | own, start, targets, parts, draw)
         return pictures()
 
     def _image(self, prior: DiffusionPrior, generator: torch.Generator) -> nn.Module:
@@ -110,6 +118,11 @@ class TextTo2D:
             return Latents(prior.shape, batch, generator=generator).to(place)
         pixels = prior.shape[-1] * 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
         return GENERATORS[self.image](pixels, batch, generator=generator).to(place)
+
+
+def _weights(prior: DiffusionPrior) -> str:
+    """What a model's name stands for: that of the shipped one for one version, "stable-diffusion" for what was found."""
+    return version() if Path(prior.name) == WEIGHTS else prior.name
 
 
 @cache
@@ -126,22 +139,29 @@ def sweep(
     `settings` are those of `TextTo2D`. Runs with the same number in their name have the same prompts and the same seed.
 
     Raises:
-        ValueError: no prompts or no methods, seeds or batch that are not 1, 2, …, what `TextTo2D` refuses.
+        ValueError: no prompts or no methods, seeds or batch that are not 1, 2, …, more seeds than `SEEDS`, what
+            `TextTo2D` refuses.
     """
-    at_least_one("seeds", seeds)
+    if at_least_one("seeds", seeds) > SEEDS:
+        raise ValueError(f"seeds is {seeds}; it may be {SEEDS} at most, or they would be those of the next prompts")
     at_least_one("batch", batch)
     parts = [tuple(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
     if isinstance(prompts, str) or not parts or not methods:
         raise ValueError(f"prompts, methods are {prompts!r}, {methods!r}; each must be a list of one or more")
     return {
-        f"{method}-{1000 * part + seed:06d}": TextTo2D(said, method, seed=1000 * part + seed, **settings)
+        f"{method}-{SEEDS * part + seed:06d}": TextTo2D(said, method, seed=SEEDS * part + seed, **settings)
         for seed in range(seeds)
         for part, said in enumerate(parts)
         for method in methods
     }
 
 
-def carry_out(runs: Mapping[str, TextTo2D], folder: str | os.PathLike[str], share: tuple[int, int] = (0, 1)) -> None:
+def carry_out(
+    runs: Mapping[str, TextTo2D],
+    folder: str | os.PathLike[str],
+    share: tuple[int, int] = (0, 1),
+    device: str | None = None,
+) -> None:
     """Carries out every world-th run of a sweep from `rank` on, each in a folder of its own; `share` is (rank, world).
 
     A run that meets NaN is named at the end, after all others: it takes no other with it.
@@ -156,7 +176,7 @@ def carry_out(runs: Mapping[str, TextTo2D], folder: str | os.PathLike[str], shar
     lost: list[str] = []
     for name in list(runs)[rank::world]:
         try:
-            runs[name].carry_out(Path(folder) / name)
+            runs[name].carry_out(Path(folder) / name, device)
         except FloatingPointError as error:
             lost.append(f"{name} ({error})")
     if lost:
@@ -166,6 +186,13 @@ def carry_out(runs: Mapping[str, TextTo2D], folder: str | os.PathLike[str], shar
 def place(environment: Mapping[str, str]) -> tuple[int, int]:
     """(rank, world) as `accelerate launch`, `torchrun` and Slurm arrays put them into the environment; alone: (0, 1)."""
     if "SLURM_ARRAY_TASK_ID" in environment:
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment["SLURM_ARRAY_TASK_COUNT"])
+        first, stride = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("MIN", "STEP"))
+        return (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // stride, int(environment["SLURM_ARRAY_TASK_COUNT"])
     return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+
+
+def device_of(environment: Mapping[str, str]) -> str | None:
+    """The GPU of a process, where `accelerate launch` or `torchrun` started several on one machine."""
+    if "LOCAL_RANK" not in environment or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(environment['LOCAL_RANK']) % torch.cuda.device_count()}"

@@ -57,12 +57,53 @@ def test_a_run_that_is_killed_twenty_times_ends_where_an_unbroken_one_does(tmp_p
 
 
 def test_nan_stops_a_run_and_the_last_checkpoint_stays(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 17 .*not finite; .*checkpoint.pt is good"):
+    with pytest.raises(FloatingPointError, match=r"step 17 .*not finite; .*checkpoint.pt is good, of step 14;"):
         go(tmp_path / "run", break_at=17)
     assert not (tmp_path / "run" / "result.png").exists()
     go(tmp_path / "run")  # the network was at fault, not the settings
     go(tmp_path / "unbroken")
     same(tmp_path / "run", tmp_path / "unbroken")
+
+
+def test_a_kill_between_checkpoint_and_preview_loses_neither(tmp_path, monkeypatch):
+    save = run.Checkpoint.save
+
+    def killed(checkpoint, **numbers):
+        save(checkpoint, **numbers)
+        if numbers["step"] == 9:  # a preview is due at this step, too
+            raise SystemExit("killed")
+
+    monkeypatch.setattr(run.Checkpoint, "save", killed)
+    with pytest.raises(SystemExit):
+        go(tmp_path / "killed")
+    monkeypatch.setattr(run.Checkpoint, "save", save)
+    go(tmp_path / "killed")
+    go(tmp_path / "unbroken")
+    same(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_work(tmp_path, monkeypatch):
+    refused = []
+
+    def second(pause):
+        if not refused:
+            with pytest.raises(ValueError, match=r"run is in use by another process; wait for it, or name another"):
+                refused.append(go(tmp_path / "run"))
+            refused.append("yes")
+
+    monkeypatch.setattr(walk.time, "sleep", second)
+    go(tmp_path / "run")
+    assert refused == ["yes"]
+    go(tmp_path / "alone")
+    same(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "METRICS", "/dev/full")
+    monkeypatch.setattr(run, "_cut", lambda path, count: None)
+    with pytest.raises(ValueError, match=r"/dev/full cannot be written: No space left"):
+        go(tmp_path / "run")
 
 
 def test_folders_of_other_runs_and_damaged_ones_are_refused(tmp_path):
