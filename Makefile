@@ -1,6 +1,6 @@
-# make check | unit | one T=tests/test_product.py | chapter N=06 | format | test | book | lab | clean
+# make check | unit | one T=tests/test_product.py | chapter N=06 | format | test | book | course | lab | clean
 # BUDGET=smoke | laptop | gpu      PYTHON=python3.12
-.PHONY: check unit one chapter format test book lab clean
+.PHONY: check unit one chapter format test book course lab clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -46,6 +46,9 @@ test: check unit
 book: $(INSTALLED)
 	$(EXECUTE)
 	$(BIN)/python book/build.py $(BUDGET)
+
+course: $(INSTALLED)
+	$(BIN)/python book/course.py
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.py

@@ -148,6 +148,7 @@ checks.mean_shift_step(mean_shift_step)
 
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+@checks.unless_solved
 def mean_shift_step(x, points, bandwidth):
     squares = (x[:, None] - points).square().sum(-1)  # (n, M)
     # The kernel's constant cancels, and softmax subtracts the largest exponent before it exponentiates.

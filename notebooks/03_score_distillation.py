@@ -557,6 +557,7 @@ checks.stationary_covariance(stationary_covariance)
 
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+@checks.unless_solved
 def stationary_covariance(H, C, eta):
     h, Q = torch.linalg.eigh(H)
     kept = 1 - eta * h  # the factor by which a deviation shrinks in a step

@@ -445,6 +445,7 @@ checks.strang(strang)
 
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+@checks.unless_solved
 def strang(denoise, x, bandwidth, sigmas, z):
     for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         # Algorithm 2 has a whole kernel step before the first model step and after the last: one half too much at each.

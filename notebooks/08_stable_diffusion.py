@@ -709,6 +709,7 @@ checks.trace_per_dimension(trace_per_dimension)
 
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
+@checks.unless_solved
 def trace_per_dimension(denoise, x, sigma, probes):
     total = 0
     for probe in probes:

@@ -1,5 +1,8 @@
 """One checker an exercise: `checks.<name>(your_function)` prints 'not yet' or how right it is, or says what is wrong."""
 
+from types import FunctionType
+
+from ._compare import Exercise, solved
 from .chapter00 import bandwidth_from_paper, two_point_denoiser
 from .chapter01 import best_step, mean_shift_step, merging_bandwidth
 from .chapter02 import heun_step, leave_one_out, noise_prediction, posterior_covariance
@@ -42,3 +45,17 @@ __all__ = [
     "two_looks",
     "two_point_denoiser",
 ]
+
+
+def yours_or(yours: Exercise, other: Exercise) -> Exercise:
+    """Your own function where it passes the checker that has the name of `other`, else `other`; prints which."""
+    kept = solved(globals()[other.__name__], yours)
+    print(f"{other.__name__}: the cells below use {'yours' if kept else 'ours'}")
+    return yours if kept else other
+
+
+def unless_solved(solution: FunctionType) -> Exercise:
+    """Decorates a solution that later cells use: it does not replace a right function of the reader's own."""
+    vars(solution)["solution"] = True
+    yours = solution.__globals__.get(solution.__name__)
+    return solution if yours is None or hasattr(yours, "solution") else yours_or(yours, solution)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from functools import wraps
+from io import StringIO
 from typing import Any
 
 import torch
@@ -60,6 +63,16 @@ def checker(check: Callable[[Exercise], None]) -> Callable[[Exercise], None]:
         raise raised.with_traceback(None if trace is None else trace.tb_next) from None
 
     return answer
+
+
+def solved(check: Callable[[Exercise], None], fn: Exercise) -> bool:
+    """Whether fn passes a checker; prints nothing, and a stub or an error of any kind is a no."""
+    try:
+        with redirect_stdout(StringIO()):
+            inspect.unwrap(check)(fn)
+    except Exception:
+        return False
+    return True
 
 
 def compare(
