@@ -796,7 +796,7 @@ One run of SDI or ISM is one throw of dice, the same for all points: each step d
 SEEDS = range(pick(smoke=2, laptop=8))
 print(f"−log p after each of {len(SEEDS)} runs: median, mean, share of points with less than 3")
 for name in ("SDI", "SDI, 25 steps a target", "ISM"):
-    pace, seeds = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)}), SEEDS if "SDI" != name else SEEDS[:2]
+    pace, seeds = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)}), SEEDS if name != "SDI" else SEEDS[:2]
     runs = [-p.log_prob(run(methods[name], start, seed=seed, **pace)[0][-1]) for seed in seeds]
     print(f"{name:23}", *(f"{v.median():6.1f} {v.mean():4.0f} {(v < 3).double().mean():4.0%} |" for v in runs))
 
