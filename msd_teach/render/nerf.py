@@ -23,6 +23,7 @@ from .encodings import MLP, GridEncoding
 
 EMPTY = 0.01  # a cell that covers less than this share of what lies behind it may be skipped
 START_DEPTH = 3.0  # optical depth of a fresh field through its centre: 95 % opaque
+AT_ONCE = 2**14  # points; the layers of more leave a processor's cache, and cost up to twice the time a point
 TETRAHEDRON = ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1))
 
 
@@ -82,7 +83,9 @@ class Field(nn.Module):
         s = self.radius / 3
         peak = math.log(self.cell * START_DEPTH / (math.sqrt(2 * math.pi) * s))
         blob = peak - points.square().sum(1, keepdim=True) / (2 * s**2)
-        return self.network(features)[0].to(points) + pad(blob, (0, 3))
+        at_once = AT_ONCE if points.device.type == "cpu" else max(1, len(points))
+        raw = torch.cat([self.network(part)[0] for part in features.split(at_once, 1)])
+        return raw.to(points) + pad(blob, (0, 3))
 
     def normals(self, points: Tensor) -> Tensor:
         """Unit vectors (N, 3) against the density's gradient, outwards, by four differences over a tetrahedron.
@@ -95,7 +98,7 @@ class Field(nn.Module):
         return normalize(-(self._raw(at)[:, :1].unflatten(0, (-1, 4)) * corners).sum(1), dim=1)
 
     @torch.no_grad()
-    def update_occupancy(self, generator: torch.Generator | None = None, decay: float = 0.95) -> None:
+    def update_occupancy(self, generator: torch.Generator | None = None, decay: float = 0.8) -> None:
         """Looks at a random point of each cell, and marks what may be skipped; for every tenth step or so.
 
         A cell remembers the greatest density found in it, which decays (Müller et al. 2022). It is occupied where this

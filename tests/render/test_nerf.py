@@ -50,8 +50,8 @@ class Given(Field):
         return self.density(points), torch.cat([front, torch.zeros_like(front), 1 - front], 1)
 
 
-def ball(density: float, radius: float) -> Callable[[Tensor], Tensor]:
-    return lambda p: density * (p.norm(dim=1) < radius).to(p)
+def ball(density: float, radius: float, centre: tuple[float, ...] = (0.0, 0.0, 0.0)) -> Callable[[Tensor], Tensor]:
+    return lambda p: density * ((p - p.new_tensor(centre)).norm(dim=1) < radius).to(p)
 
 
 def impact(cameras: Cameras, size: int) -> Tensor:
@@ -178,7 +178,7 @@ def test_a_level_is_open_by_its_share() -> None:
 
 
 def test_skipping_empty_space_leaves_every_bit() -> None:
-    field, cameras = Given(ball(5.0, 0.5)), random_cameras(2, seeded(0))
+    field, cameras = Given(ball(5.0, 0.4, (0.6, -0.4, 0.1))), random_cameras(2, seeded(0))
     whole = render(field, cameras, GREY, 12, 40, seeded(1))
     asked, field.asked = field.asked, 0
     field.update_occupancy(seeded(2))
@@ -277,8 +277,7 @@ def test_a_duck_from_twelve_pictures_shows_in_others() -> None:
     with torch.no_grad():
         view = render(field, unseen, background, 16, 48, jitter=False)
     psnr = -10 * (view.image - scene.image(unseen, 16)).square().mean().log10().item()
-    print("psnr", psnr, "occupied", field.occupied.float().mean().item())
-    assert psnr > 20
+    assert psnr > 24  # the cloud it starts as has 16
 
 
 def test_regularisers_at_known_values() -> None:
