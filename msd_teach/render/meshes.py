@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MESHES, MOVIES = (".glb", ".ply", ".obj"), (".webp", ".mp4", ".gif")
 CHUNK = 2**17  # points that a function is asked at once
-VIEWS = 16  # pictures that the level is chosen by
+PICTURES = 16  # whose rays choose the level
 STEEP = 4.0  # of log density: a cell across which it changes by more holds a jump
 MISSING = "meshes and turntables need more packages: pip install 'msd_teach[notebooks]'"
 Function = Callable[[Tensor], Tensor]
@@ -85,7 +85,7 @@ def silhouette_level(grid: Tensor, radius: float) -> float:
     """The level at which the surface of a density has the silhouettes of its pictures; (n, n, n) over [-radius, radius]³.
 
     A ray shows the object where at least half of its light is stopped, 1 - exp(-∫ρ) >= 1/2, so ∫ρ >= ln 2, and meets
-    the surface where max ρ >= level. Over the rays of VIEWS pictures from all around, the level is the one that
+    the surface where max ρ >= level. Over the rays of 16 pictures from all around, the level is the one that
     maximises the IoU of these two sets, halfway (in logarithms) between the peaks on its two sides. Where all rays
     crossed one thickness l it would be ln 2 / l; a Gaussian ball of deviation s has exactly that, with l = s √(2π).
 
@@ -109,9 +109,9 @@ def silhouette_level(grid: Tensor, radius: float) -> float:
 
 
 def _along_rays(grid: Tensor, radius: float, resolution: int = 64) -> tuple[Tensor, Tensor]:
-    """The integral of a density along each ray of VIEWS pictures, and its highest value on it, (rays,)."""
-    turns = torch.arange(VIEWS)
-    elevation = torch.rad2deg(torch.asin((2 * turns + 1) / VIEWS - 1))  # a spiral: directions even over the sphere,
+    """The integral of a density along each ray of some PICTURES, and its highest value on it, (rays,)."""
+    turns = torch.arange(PICTURES)
+    elevation = torch.rad2deg(torch.asin((2 * turns + 1) / PICTURES - 1))  # a spiral: directions even over the sphere,
     cameras = Cameras(137.508 * turns, elevation, 3.5 * radius)  # and none along the axes, as the world's walls are
     depths, peaks = [], []
     step = 2 * radius / resolution
