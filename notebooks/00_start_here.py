@@ -60,6 +60,7 @@ denoisers = {
 }
 start = figures.lattice(pick(smoke=9, laptop=27), span=1.5)
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["trees A and B, start", *denoisers], span=1.55)
 figures.density(axes[0], both, pixels=200)
 figures.points(axes[0], start, figures.RED, size=4)

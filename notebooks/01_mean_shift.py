@@ -65,6 +65,8 @@ sampled = truth.sample(300, generator=generator)
 estimate = GaussianMixture(torch.ones(300), sampled, 1e-12 * torch.eye(2).repeat(300, 1, 1))
 
 bandwidths = (0.015, 0.07, 0.4)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["300 samples", *(f"$p_\\lambda$, λ = {λ}" for λ in bandwidths)], span=0.95)
 figures.points(axes[0], sampled)
 for ax, λ in zip(axes[1:], bandwidths, strict=True):
@@ -224,6 +226,7 @@ def climb(denoise, x, bandwidth, steps, eta=1.0):
 states = climb(truth.denoise, figures.lattice(9, span=1.2), bandwidth=0.1, steps=200)
 heights = torch.stack([truth.log_prob(x, 0.1) for x in states])  # (201, 81)
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4), width_ratios=[1, 1.15])
 left.set(title="81 points climb, λ = 0.1", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
 figures.density(left, truth, 0.1)
@@ -286,6 +289,8 @@ def gain(mixture, x, bandwidth, eta):
 
 tree = fractal()
 eta = torch.linspace(0, 3, 121, dtype=torch.float64)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.3), sharey=True)
 for ax, mixture, λ, title in ((axes[0], tree, 0.1, "the fractal"), (axes[1], estimate, 0.004, "300 data points")):
     x = mixture.sample(60, sigma=2 * λ, generator=generator)
@@ -367,7 +372,7 @@ for M in pick(smoke=(300, 3000), laptop=(1000, 10_000, 100_000)):
     denoise = IdealDenoiser(truth.sample(M, generator=generator))
     curves[f"{M:,} samples"] = [misalignment(denoise, truth, x, λ) for λ in bandwidths]
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharex=True)
 for i, (name, curve) in enumerate(curves.items()):
     i, ax = (i, axes[0]) if name in known else (i - len(known), axes[1])
@@ -455,7 +460,7 @@ height = torch.stack([line.log_prob(position, λ) for λ in levels])
 rungs = levels[:: len(levels) // 20]
 ends = [climb(line.denoise, position[::10], λ, pick(smoke=200, laptop=2000))[-1] for λ in rungs]
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(7.2, 3.8))
 x, curvature = position[1:, 0], np.diff(slope, axis=1)
 relative = (height - height.amax(1, keepdim=True)).exp().sqrt()
@@ -550,7 +555,7 @@ rates = {}
 for name, denoise in (("density", truth.denoise), ("300 samples", data_denoiser)):
     rates[name] = [rate(denoise, settle(denoise, start, λ)[0], λ) for λ in sweep]
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.3))
 for λ, level, aside in ((0.04, 1e-1, 5), (0.08, 1e-4, 5), (0.16, 1e-9, -64)):
     track = torch.cat(climb(truth.denoise, start, λ, pick(smoke=400, laptop=2000)))
@@ -635,6 +640,8 @@ $$
 
 # %% tags=["break-it"]
 cases = {"300 samples, λ = 0.02": (data_denoiser, 0.02), "density, λ = 0.08": (truth.denoise, 0.08)}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True)
 for ax, (title, (denoise, λ)) in zip(axes, cases.items(), strict=True):
     mode = climb(denoise, start, λ, 2000)[-1]
@@ -680,6 +687,7 @@ def group(ends, radius):
 sweep = np.geomspace(0.003, 0.6, pick(smoke=6, laptop=25))
 counts = [len(group(settle(data_denoiser, sampled, λ), λ / 4)[1]) for λ in sweep]
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.5), width_ratios=[1, 1, 1.3])
 for ax, λ in zip(axes, (0.015, 0.13), strict=False):
     labels, modes = group(settle(data_denoiser, sampled, λ), λ / 4)
@@ -729,6 +737,7 @@ def painted(labels, centres):
     return color.lab2rgb(np.asarray(centres)[np.asarray(labels)].reshape(photo.shape)).clip(0, 1)
 
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.3), width_ratios=[1.5, 1.1, 1.5])
 left.imshow(photo, interpolation="nearest")
 right.imshow(painted(basins, modes), interpolation="nearest")
@@ -821,6 +830,8 @@ assert error < 0.02
 
 # %%
 shown = ("Gaussian, basins", "Gaussian, nearest mode", "flat, basins", "scikit-learn")
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 4, figsize=(7.2, 1.6))
 for ax, name in zip(axes, shown, strict=True):
     labels, centres = variants[name]

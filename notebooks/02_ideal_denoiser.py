@@ -71,6 +71,8 @@ speck = 1e-8 * torch.eye(2).expand(len(data), 2, 2)
 empirical = GaussianMixture(torch.ones(len(data)), data, speck)  # the training set as a density
 
 levels = (0.0, 0.04, 0.15, 0.6)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"σ = {sigma:g}" for sigma in levels], rows=1)
 for ax, sigma in zip(axes, levels, strict=True):
     noisy = data + sigma * torch.randn(data.shape, dtype=data.dtype, generator=generator)
@@ -297,6 +299,8 @@ track = torch.stack(list(sample(line.denoise, start, sigmas)))[..., 0].T  # (poi
 grid_s, grid_u = torch.logspace(math.log10(high), math.log10(low), 160), torch.linspace(-2.3, 2.3, 200)
 shrink = (1 + grid_s**2).sqrt()
 image = line.log_prob((grid_u[:, None] * shrink)[..., None], grid_s.expand(200, 160)).exp()
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(7.2, 3.4))
 ax.contourf(grid_s, grid_u, (image / image.amax(0)).sqrt(), levels=14, cmap=figures.INK)
 ax.plot(sigmas, (track / (1 + sigmas**2).sqrt()).T, color=figures.RED, linewidth=1.1, linestyle="-")
@@ -374,6 +378,8 @@ for bandwidth in [*karras_sigmas(20, 0.06, 1.2)[:-1].tolist(), *[0.06] * 80]:
 *_, sampled = sample(tree.denoise, begin, karras_sigmas(24, 0.005, 1.2))
 
 runs = {"whole steps, λ = 0.06": whole, "whole steps, λ: 1.2 → 0.06": annealed, "fractions, σ: 1.2 → 0": sampled}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(runs), span=1.1)
 for ax, ends, size, color, marker in zip(axes, runs.values(), (30, 40, 7), figures.PALETTE, "os^", strict=False):
     ax.set(xlim=(-0.55, 1.35), ylim=(-0.5, 1.4))
@@ -426,7 +432,7 @@ for solver in ("euler", "heun"):
         *_, end = sample(few, 5 * starts, karras_sigmas(count, 0.002, 5), solver)
         astray[solver].append(((end - fine).norm(dim=-1) > 0.01).double().mean())
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, sharex=True)
 for solver, order, marker, color in (("euler", 1, "o", figures.BLUE), ("heun", 2, "s", figures.RED)):
     for ax, values in ((left, error[solver]), (right, astray[solver])):
@@ -484,6 +490,7 @@ sigmas = karras_sigmas(32, 0.002, 5.0)
 *road, samples = sample(p.denoise, 5 * noise, sigmas)
 *_, memorised = sample(denoise, 5 * noise, sigmas)
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (first, second, third) = figures.planes(
     ["roads of the flow", "samples, exact denoiser", "samples, D* of 400 data"]
 )
@@ -525,6 +532,8 @@ runs = {
     "σ_max = 5, Euler, 7 steps": (5.0, 7, "euler"),
     "σ_max = 5, Heun, 4 steps": (5.0, 4, "heun"),
 }
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(runs))
 for ax, (sigma_max, count, solver), color in zip(axes, runs.values(), figures.PALETTE, strict=False):
     *_, end = sample(p.denoise, sigma_max * noise, karras_sigmas(count, 0.002, sigma_max), solver)
@@ -568,6 +577,7 @@ for stop in stops.tolist():
     line_of_code.append(torch.cdist(short, data).amin(-1).median())
 fresh = torch.cdist(p.sample(4000, generator=generator), data).amin(-1).median()
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.2, 3.5))
 ax.loglog(stops, ode, "o", color=figures.BLUE, markersize=7, label="32 Heun steps with D*")
 ax.loglog(stops, line_of_code, "x", color=figures.RED, markersize=8, markeredgewidth=2, label="the one-liner")
@@ -616,6 +626,8 @@ def library_form(z, data, sigma):
 # %% tags=["break-it"]
 levels = torch.logspace(0, -2.7, 10)
 forms = {"attention_read": attention_read, "softmax(−cdist²)": distance_form, "IdealDenoiser": library_form}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, sharey=True)
 for ax, shift in zip(axes, (0.0, 10.0), strict=True):
     for (name, form), color, marker in zip(forms.items(), figures.PALETTE, figures.MARKERS, strict=False):
@@ -685,6 +697,8 @@ train, held_out = images[:1500], images[1500:]
 digit_denoiser = IdealDenoiser(train)
 
 ladder = (0.1, 0.4, 0.8, 1.5, 3.0, 8.0)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(4, 7, figsize=(7.2, 4.3))
 for row, digit in ((0, train[4]), (2, held_out[9])):
     texture = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -720,6 +734,7 @@ for sigma in axis.tolist():
         texture = torch.randn(digits.shape, dtype=torch.float64, generator=generator)
         loss[name].append((digit_denoiser(digits + sigma * texture, sigma) - digits).square().mean().sqrt())
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.2, 3.3))
 for (name, values), color, marker in zip(loss.items(), (figures.BLUE, figures.RED), ("o", "s"), strict=True):
     ax.loglog(axis, values, marker=marker, color=color, linestyle="-", label=name)
@@ -744,6 +759,8 @@ sigmas = karras_sigmas(32, 0.01, 40.0)
 closest = torch.cdist(born.flatten(1), train.flatten(1)).argmin(-1)
 
 chosen, rows = (0, 9, 13, 16, 18, 20, 23), (2, 6, 13)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(3, len(chosen) + 2, figsize=(7.2, 2.7))
 for row, k in enumerate(rows):
     guesses = [digit_denoiser(states[i][k], sigmas[i].item()) for i in chosen]

@@ -201,7 +201,8 @@ h = 0.01 * torch.eye(2, dtype=torch.float64)
 hessian = torch.stack([(expected(inside + e) - expected(inside - e)) / 0.02 for e in h], -1)
 curvatures = torch.linalg.eigvalsh((hessian + hessian.mT) / 2)
 print(f"curvature of L_SDS: {curvatures.min():.3f} to {curvatures.max():.3f}; bound E[w] = {mean_weight:.3f}")
-print(f"E[w] for w(t) = α in Eq. 1: {(1 / (σ * (1 + σ**2).sqrt())).mean():.3f}, for w(t) = 1: {(1 / σ).mean():.3f}")
+eq_1, one = 1 / (σ * (1 + σ**2).sqrt()), 1 / σ
+print(f"E[w] for w(t) = α in Eq. 1: {eq_1.mean():.3f}, for w(t) = 1: {one.mean():.3f}")
 
 correct = printed = torch.tensor([[0.5, -0.2]], dtype=torch.float64)
 for _ in range(20):
@@ -250,6 +251,8 @@ def landscape(ax, potential, found, mixture, size=SIDE, span=1.5):
 # %%
 found = minima(lambda x: sds_field(p, x, levels=LEVELS))
 phantom = found[0]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["density $p$", "$L_{SDS}$", "$L_{MS}$, λ = 0.2", "$L_{MS}$, λ = 0.03"], width=8.0)
 figures.density(axes[0], p)
 landscape(axes[1], sds_potential(p, grid, levels=LEVELS), found, p)
@@ -286,7 +289,8 @@ laws = {"t uniform": uniform_time(), "σ uniform": uniform_sigma()}
 weights = {"DreamFusion": dreamfusion_weight, "chain rule": chain_rule_weight}
 weights |= {"Eq. 1: α": eq_1_weight, "Eq. 1: α²": literal_weight}
 print(f"{'':12}" + "".join(f"{law:>40}" for law in laws))
-print(f"{'weight':12}" + 2 * f"{'σ > 0.34':>12} {'phantom':>8} {'−log p':>7} {'|x − mean|':>10}")
+columns = f"{'σ > 0.34':>12} {'phantom':>8} {'−log p':>7} {'|x − mean|':>10}"
+print(f"{'weight':12}" + 2 * columns)
 for name, weight in tqdm(weights.items(), leave=False):
     cells = []
     for law in laws.values():
@@ -310,6 +314,8 @@ Is the fractal a malicious choice?
 
 # %%
 others = {"pinwheel": pinwheel(), "eight Gaussians": eight_gaussians(), "spiral": spiral()}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(others), width=6.4)
 for ax, (name, mixture) in zip(axes, others.items(), strict=True):
     x = minima(lambda x, mixture=mixture: sds_field(mixture, x, levels=LEVELS // 2), n=61)
@@ -375,6 +381,8 @@ def merging(function, low=0.3, high=2.0):
 # %%
 merge = merging(curvature)
 line = torch.linspace(-1.7, 1.7, 241, dtype=torch.float64)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 3, figsize=(9.4, 3.0), width_ratios=(1, 1, 1.1))
 for ax, blur, title in ((axes[0], 0, "mean shift, λ/a ="), (axes[1], 1, "SDS, σ/a =")):
     for level, color, style in zip((0.5, 0.7, 0.9, 1.1), figures.PALETTE, figures.LINES, strict=False):
@@ -464,6 +472,8 @@ for name, method in {"t uniform": SDS(), "σ uniform": SDS(sigma=uniform_sigma()
 
 # %%
 reach = (stops - phantom).norm(dim=-1)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (first, second, third) = plt.subplots(1, 3, figsize=(9.4, 3.1), width_ratios=(1, 1.1, 1.1))
 first.set(title="the road, and 25 targets", xlim=(-0.3, 1.1), ylim=(-0.3, 1.1), aspect="equal", xticks=[], yticks=[])
 first.spines[:].set(visible=True, color="0.8", linewidth=0.8)
@@ -601,8 +611,8 @@ def run(method, x, steps=150, denoise=denoise, seed=1, **options):
     x = x.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.08)
     states = [x.detach().clone()]
-    generator = torch.Generator().manual_seed(seed)
-    for _info in distill(lambda _: x, optimizer, denoise, method, steps, generator=generator, **options):
+    options["generator"] = torch.Generator().manual_seed(seed)
+    for _info in distill(lambda _: x, optimizer, denoise, method, steps, **options):
         states.append(x.detach().clone())
     return torch.stack(states), _info.calls
 
@@ -622,6 +632,8 @@ long_runs = {
     "SDS, expected": expected_sds,
     "mean shift, λ = 0.1": MeanShift(linear(0.1, 0.1)),
 }
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.6, 3.4))
 late = {}
 for i, (name, method) in enumerate(tqdm(long_runs.items(), leave=False)):
@@ -662,8 +674,11 @@ def close_up(ax, x):
 samples = p.sample(pick(smoke=60, laptop=400), generator=generator)
 ruined, _ = run(SDS(), samples)
 for k in (0, 10, 150):
-    print(f"after {k:3} steps {(-p.log_prob(ruined[k]) < 3).double().mean():4.0%} have −log p < 3, as on a branch")
+    kept_share = (-p.log_prob(ruined[k]) < 3).double().mean()
+    print(f"after {k:3} steps {kept_share:4.0%} have −log p < 3, as on a branch")
 kept, _ = run(MeanShift(linear(0.03, 0.003)), samples)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["samples of p", "SDS, 10 steps", "SDS, 150 steps", "mean shift, λ ≤ 0.03"], width=7.6)
 views = ((samples, figures.BLACK), (ruined[10], figures.RED), (ruined[-1], figures.RED), (kept[-1], figures.BLUE))
 for ax, (x, color), marker in zip(axes, views, "osso", strict=True):
@@ -702,7 +717,7 @@ for s in (1, 2, 4, 7.5, 20):
     print(f"s = {s:4g}: minimum at {measured[s].numpy().round(2)}, −log p = {-p.log_prob(measured[s]):6.0f};", end=" ")
     print(f"of the parabola {parabola[s].numpy().round(2)}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (ax,) = figures.planes(["minimum of guided SDS"], width=3.8)
 ax.set(xlim=(-0.8, 3.7), ylim=(-0.8, 3.7))
 figures.density(ax, p, pixels=200)
@@ -774,17 +789,20 @@ for name, method in tqdm(methods.items(), leave=False):
     print(f"{name:22} {nll.mean():13.2f} {nll.median():8.2f} {spread:8.3f} {way:9.4f} {calls[name]:6}")
 print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {own.std(0).mean():8.3f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(methods), rows=3, width=7.0)
-for ax, x, color in zip(axes, ends.values(), 3 * (figures.RED, figures.BLUE, figures.GREEN), strict=True):
+colours = 3 * (figures.RED, figures.BLUE, figures.GREEN)
+for ax, x, color in zip(axes, ends.values(), colours, strict=True):
     close_up(ax, x)
     figures.points(ax, x, color, size=9, alpha=0.75)
 ladder = vp_sigma(torch.tensor([0.0, 0.1]))
 print(f"SDI's first inversion step: σ = {ladder[0]:.3f} → {ladder[1]:.3f}, x − D times {ladder[1] / ladder[0] - 1:.1f}")
 figures.show(
     fig,
-    alt="End points of nine methods over the fractal, from the same lattice of starts. SDS: a blob in a gap, or a cloud. SDI: a dot in another gap; "
-    "with 25 steps a target on branches and between them. ISM: along branches, some astray. VSD: as wide as the data, blurred. Annealed SDS, mean shift and MSD on the trunk.",
+    alt="End points of nine methods over the fractal, from the same lattice of starts. SDS: "
+    "a blob in a gap, or a cloud. SDI: a dot in another gap; with 25 steps a target on branches "
+    "and between them. ISM: along branches, some astray. VSD: as wide as the data, blurred. "
+    "Annealed SDS, mean shift and MSD on the trunk.",
 )
 
 # %% [markdown]
@@ -795,10 +813,12 @@ One run of SDI or ISM is one throw of dice, the same for all points: each step d
 # %%
 SEEDS = range(pick(smoke=2, laptop=8))
 print(f"−log p after each of {len(SEEDS)} runs: median, mean, share of points with less than 3")
-for name in ("SDI", "SDI, 25 steps a target", "ISM"):
-    pace, seeds = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)}), SEEDS if name != "SDI" else SEEDS[:2]
-    runs = [-p.log_prob(run(methods[name], start, seed=seed, **pace)[0][-1]) for seed in seeds]
-    print(f"{name:23}", *(f"{v.median():6.1f} {v.mean():4.0f} {(v < 3).double().mean():4.0%} |" for v in runs))
+for name, seeds in {"SDI": SEEDS[:2], "SDI, 25 steps a target": SEEDS, "ISM": SEEDS}.items():
+    pace, cells = own_pace.get(name, {"steps": pick(smoke=30, laptop=150)}), []
+    for seed in seeds:
+        v = -p.log_prob(run(methods[name], start, seed=seed, **pace)[0][-1])
+        cells.append(f"{v.median():6.1f} {v.mean():4.0f} {(v < 3).double().mean():4.0%}")
+    print(f"{name:23}", " |".join(cells))
 
 # %% [markdown]
 r"""
@@ -891,6 +911,8 @@ print(f"entropy of the density {entropy:.2f}")
 
 # %%
 other = fractal("B").sample(600, generator=generator)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["(a) the density", "(b) DDIM-32, guided", "(c) SDS", "(d) MSD"], rows=2, width=6.6)
 for ax in axes:
     figures.points(ax, other, "0.7", marker="+", size=12, linewidths=0.6, alpha=1)

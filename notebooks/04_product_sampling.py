@@ -100,6 +100,8 @@ levels = torch.logspace(-3, 0, pick(smoke=13, laptop=31), dtype=torch.float64).t
 
 # %%
 drawn = p.sample(pick(smoke=20_000, laptop=200_000), generator=generator)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (view, left, right) = plt.subplots(1, 3, figsize=(9.4, 3.3), width_ratios=(1, 1.1, 1.1))
 view.set(title="three query points", xlim=(-0.6, 1.5), ylim=(-0.5, 1.6), aspect="equal", xticks=[], yticks=[])
 view.spines[:].set_visible(False)
@@ -214,6 +216,8 @@ $$
 
 # %%
 shown = (0.3, 0.1, 0.03)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"λ = {λ}" for λ in shown], width=8.4)
 circle = torch.linspace(0, 2 * math.pi, 100)
 circle = torch.stack([circle.cos(), circle.sin()])
@@ -300,6 +304,8 @@ clouds = {"truth, in closed form": truth.sample(n, generator=generator)}
 
 # %%
 mean, variance = moments(truth)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(clouds), width=10)
 for ax, (name, cloud) in zip(axes, clouds.items(), strict=True):
     color, marker = looks[name.split(",")[0]]
@@ -370,7 +376,7 @@ for r in ratio[::6].tolist():
         draws[kernel].append(y[:, 0])
 draws = {kernel: torch.stack(columns) for kernel, columns in draws.items()}
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.5), width_ratios=(1.2, 1))
 left.semilogx(ratio, exact, color=figures.GREEN, linestyle="--", label="mean of the product")
 left.semilogx(ratio, collapsed, color=figures.RED, linestyle="-", label="sum of scores, (M4.8)")
@@ -495,6 +501,8 @@ Now the exact sampler next to the paper's, on the branches and off them. The sec
 # %%
 outside = torch.tensor([-0.6, 0.2], dtype=torch.float64)
 titles = [f"{name}, {place}" for place in ("in the gap", "outside") for name in ("truth", "exact", "exponential")]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(titles, rows=2, width=8.4)
 for row, (x, λ) in enumerate(((queries["gap"], 0.2), (outside, 0.2))):
     q = p.product(x, λ)
@@ -602,6 +610,7 @@ for top in tqdm(tops, leave=False):
         *_, y = sample(product_denoiser(p.denoise, x, λ), centre + top * noise, karras_sigmas(32, 1e-3, top))
         offset[name].append(((y.mean(0) - mean).norm() / variance.sqrt()).item())
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.4, 3.5))
 for (name, values), color, marker in zip(offset.items(), (figures.GREEN, figures.RED), ("^", "s"), strict=True):
     ax.loglog(tops, values, marker=marker, color=color, linestyle="-", label=name)
@@ -658,7 +667,7 @@ for name, kernel, steps in (
     errors[name] = torch.stack([a.square().sum(-1).mean().sqrt() / (target - x).norm() for a in averages])
 levels = torch.logspace(-3, 0.3, 24, dtype=torch.float64).tolist()
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6))
 for (name, error), color, marker in zip(errors.items(), (figures.GREEN, figures.SKY, figures.RED), "^vs", strict=True):
     left.loglog(calls[name], error, marker=marker, color=color, linestyle="-", label=name)
@@ -802,7 +811,7 @@ widths = torch.stack([(wanted(s) @ line[:, 0] ** 2) for s in scales]).sub(means*
 single = torch.stack([guided(p_c.denoise, p_u.denoise, s)(x[None], λ)[0, 0] for s in scales])
 drawn_by = {kernel: torch.stack([guided_draws(s, kernel) for s in scales]) for kernel in ("exact", "exponential")}
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.5), width_ratios=(1, 1.15))
 high = scales[-2]
 left.plot(line, p_c.log_prob(line).exp() / 2, color=figures.BLUE, linestyle="-", label="½ class $p_c$")
@@ -872,7 +881,7 @@ clouds = {}
 for kernel in ("exact", "exponential"):
     *_, clouds[kernel] = sample_product(strong, x.expand(n // 2, 2), λ, karras, kernel, generator=generator)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(["wanted", "exact (triangles), one call (diamond)", "exponential"], width=8.8)
 backdrop = both.sample(6000, generator=torch.Generator().manual_seed(1))
 for ax in axes:

@@ -88,7 +88,7 @@ exact = torch.stack(list(sample_product(p.denoise, x, bandwidth, grid, "exact", 
 sum_rates = rates(p.denoise, lambda z, s: s**2 / bandwidth**2 * (z - x), summed, levels)
 exact_rates = rates(product_denoiser(p.denoise, x, bandwidth), lambda z, s: 0 * z, exact, levels)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.3), width_ratios=(1.5, 1), sharex=True)
 left.loglog(levels, sum_rates[:, 1], color=figures.RED, linestyle="-", label="sum flow")
 left.loglog(levels, levels**2 / bandwidth**2, color=figures.BLACK, linestyle=":", label="σ²/λ²")
@@ -402,6 +402,7 @@ for name, solver in (("Euler inside", "euler"), ("Heun inside", "heun")):
         end = lie(p.denoise, x, LAMBDA, grid, SIGMA_MAX * noise, solver)
         error[name].append((end - reference).norm(dim=-1).max())
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(5.4, 3.4))
 for (name, values), marker, each in zip(error.items(), figures.MARKERS, (1, 2), strict=False):
     ax.loglog(each * steps, values, marker=marker, label=name)
@@ -492,7 +493,7 @@ for bandwidth in tqdm(bandwidths, leave=False):
     referee(bill, x, z, math.inf, SIGMA_MIN, "RK45", 1e-4)  # no kernel term: it is inside the denoiser
     calls["RK45, exact product flow"].append(bill.calls)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.6, 3.6))
 bound = [SIGMA_MAX**2 / (4 * bandwidth**2) for bandwidth in bandwidths]
 ax.loglog(bandwidths, bound, color="0.6", linestyle="-", linewidth=1, label="Euler, least number (M5.3)")
@@ -591,7 +592,7 @@ for name, clock in tqdm(CLOCKS.items(), leave=False):
 said = [f"{10 * np.interp(s, axis, implied['training step']):.2f}" for s in (0.344, 1.618, 13.04)]
 print("clock = training step, λ_t = 10: λ_std =", *said, "at t = 100, 500, 980")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), sharex=True)
 for (name, values), marker in zip(implied.items(), figures.MARKERS, strict=False):
     left.loglog(axis, values / np.interp(1.618, axis, values), marker=marker, markevery=8, label=name)
@@ -690,7 +691,7 @@ for bandwidth in tqdm((0.316, 0.1, 0.03), leave=False):
                 table[:, i, j] = judge(bandwidth, quick, "exponential", draws, tried, seed=11, interval=ends)[:2]
     maps[bandwidth] = table
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), sharex=True, sharey=True)
 for column, (bandwidth, table) in zip(axes.T, maps.items(), strict=True):
     for ax, values, cmap, top in zip(column, table, ("cividis_r", "PuOr"), (1, 2), strict=True):
@@ -790,6 +791,8 @@ for bandwidth in tqdm(scan, leave=False):
 # %%
 names = ("plain sampling", "exact", "centre x", "centre z*")
 looks = dict(zip(names, zip(figures.PALETTE, figures.MARKERS, figures.LINES, strict=False), strict=False))
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 3, figsize=(7.4, 3.3), width_ratios=(1, 1, 1.15))
 for ax, (where, curves) in zip(axes, heard.items(), strict=False):
     for name, (told, found) in curves.items():
@@ -885,7 +888,7 @@ ends = torch.cat([referee(stiff, point[None], start, 0.1, SIGMA_MIN, "LSODA", 1e
 stiff_error = ((ends - target).norm(dim=-1) / shift).median()
 lowest = floor(0.1, MANY, seed=2)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(7.2, 4.2))
 looks = zip(curves.items(), figures.PALETTE, figures.MARKERS, figures.LINES, strict=True)
 for (name, curve), color, marker, line in looks:

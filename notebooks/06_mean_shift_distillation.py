@@ -195,6 +195,8 @@ start, few = figures.lattice(SIDE), figures.lattice(pick(smoke=4, laptop=11))
 one_sample = MSD("exact", falling, sigmas, solver="euler")
 film, infos = run(one_sample, start)
 shots = [0, STEPS // 10, STEPS // 4, STEPS // 2, STEPS]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"step {k}" for k in shots], width=9.4)
 circle = torch.linspace(0, 2 * math.pi, 100)
 for ax, k in zip(axes, shots, strict=True):
@@ -257,7 +259,7 @@ kinds = {}
 for name, q in tqdm(densities.items(), leave=False):
     kinds[name] = torch.stack([stationary(q, λ).downhill.bincount(minlength=3) for λ in levels])
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.3), width_ratios=(1.4, 1))
 for i, (name, count) in enumerate(kinds.items()):
     style = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "linestyle": figures.LINES[i]}
@@ -365,7 +367,7 @@ for name, q in tqdm(densities.items(), leave=False):
 paper = records.read("paper")
 theirs = {row["density"]: row for row in records.select(paper["table2"], denoiser="ideal", method="MSD")}
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (top, bottom) = plt.subplots(2, 3, figsize=(8.4, 4.6), sharex=True, sharey="row")
 for i, (name, score) in enumerate(sweep.items()):
     top[i].semilogx(starts, score[:, 0], "o-", color=figures.BLUE, label="mean shift, annealed")
@@ -505,7 +507,7 @@ descents = {}
 for name in tqdm(densities, leave=False):
     descents[name] = torch.tensor([judge(descend(ideal[name, 0], grid, falling, k), name) for k in counts])
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 3, figsize=(8.6, 3.2), sharex=True)
 for ax, (name, score) in zip(axes, descents.items(), strict=True):
     adam, own = sweep[name], judge(densities[name].sample(len(GRID), generator=generator), name)
@@ -598,7 +600,7 @@ for name, q in tqdm(densities.items(), leave=False):
         error = nll.std() / len(nll) ** 0.5 if len(nll) > 1 else math.nan
         design[name, target, schedule] = (nll.mean().item(), float(error))
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 3, figsize=(8.6, 2.9), sharey=True, sharex=True)
 looks = {"constant 0.22": (figures.ORANGE, "D"), "constant 0.03": (figures.RED, "s"), "annealed": (figures.BLUE, "o")}
 for ax, (name, q) in zip(axes, densities.items(), strict=True):
@@ -724,7 +726,7 @@ for schedule, λ in schedule_names.items():
         x = run(PerfectMSD(p, λ, N), start)[0][-1]
         clouds[schedule, N] = ((x - calm).norm(dim=-1).median(), -p.log_prob(x).mean(), x)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 4, figsize=(9.4, 2.7), width_ratios=(1.45, 1, 1, 1))
 for schedule, color, marker in zip(schedule_names, figures.PALETTE, "os", strict=False):
     axes[0].loglog(counts, [clouds[schedule, N][0] for N in counts], marker + "-", color=color, label=schedule)
@@ -765,6 +767,8 @@ Algorithm 2 stops when λ < λ_min: after a number of steps that is known before
 watched = {"mean shift": MeanShift(falling), "MSD, one draw": PerfectMSD(p, falling)}
 watched |= {"SDS annealed": SDS(annealed(falling), unit_weight), "SDS, t uniform": SDS()}
 logs = {name: run(method, start)[1] for name, method in watched.items()}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.2))
 for i, (name, infos) in enumerate(logs.items()):
     style = {"color": figures.PALETTE[i], "linestyle": figures.LINES[i], "linewidth": 1.5}
@@ -881,7 +885,7 @@ for s in (1, 4, 5):
         f"  {int((~reached).sum())} branches, {depth[~reached].sum():.0%} of the mass, get less than a fifth of their share"
     )
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.6, 2.8))
 for i, (name, share) in enumerate(shares.items()):
     color = (figures.BLACK, figures.BLUE, figures.ORANGE, figures.RED)[i]
@@ -930,6 +934,8 @@ for name in ("DDIM-32", *rivals):
 # %%
 other = fractal("B").sample(500, generator=generator)
 shown = ("DDIM-32", "SDS", "SDI", "MSD, exact")
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"{name}, s = {s}" for s in (4, 5) for name in shown], rows=2, width=9.0)
 for ax, (s, name) in zip(axes, itertools.product((4, 5), shown), strict=True):
     figures.points(ax, other, "0.72", marker="+", size=9, linewidths=0.5, alpha=1)
@@ -990,7 +996,7 @@ for name in ("spiral", "fractal"):
         f"landscape, λ = {late}": landscape.mean_shift_potential(q, lattice, late),
     }
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([title for panels in pictures.values() for title in panels], rows=2, width=10.0)
 for row, (name, panels) in zip(axes.reshape(2, -1), pictures.items(), strict=True):
     for ax, (title, values) in zip(row, panels.items(), strict=True):
@@ -1277,7 +1283,7 @@ for last in pick(smoke=(0.03, 0.0001), laptop=(0.03, 0.003, 0.001, 0.0001)):
     ends[last], distinct = x, len((x / 1e-4).round().unique(dim=0))
     print(f"{last:7} {share:11.0%} {distinct:14} {-p.log_prob(x).mean():12.2f} {-p.log_prob(true).mean():12.2f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"λ_min = {last}" for last in (max(ends), min(ends))], width=5.6)
 for ax, last in zip(axes, (max(ends), min(ends)), strict=True):
     ax.set(xlim=(0.72, 1.12), ylim=(0.42, 0.82))

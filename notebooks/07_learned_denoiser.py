@@ -176,7 +176,7 @@ def typical_error(denoise, sigma):
 candidates = {"Gaussian": gaussian, "weak network": weak, "network": strong, "ideal, data": ideal}
 errors = {name: [typical_error(denoise, s) for s in scales] for name, denoise in candidates.items()}
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.8, 3.6))
 order = (figures.BLACK, figures.ORANGE, figures.BLUE, figures.RED)
 for (name, values), color, line, marker in zip(errors.items(), order, (":", "-.", "-", "--"), "voDs", strict=True):
@@ -235,7 +235,7 @@ for level in levels:
     )
     print(f"step there {length:.2f} of its length, cosine {cosine:.3f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"λ = {level}" for level in levels], width=7.6)
 for ax, level in zip(axes, levels, strict=True):
     extent = (-1.5, 1.5, -1.5, 1.5)
@@ -294,7 +294,7 @@ dimensions, small = (2, 8, 32), pick(smoke={"iterations": 60, "batch": 128}, lap
 networks = {d: train_denoiser(embedded(d), **small, cache=kept) for d in tqdm(dimensions, leave=False)}
 in_space = {d: share_errors(embedded(d), networks[d], 0.3, shares) for d in dimensions}
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, panels = plt.subplots(1, 2, figsize=(7.4, 3.5), sharex=True, sharey=True)
 titles = ("fractal, in the plane: error / σ", "eight Gaussians, σ = 0.3: error / σ")
 groups = ({f"σ = {level}": v for level, v in in_plane.items()}, {f"{d} dimensions": v for d, v in in_space.items()})
@@ -418,7 +418,7 @@ noise = (2 / draws) ** 0.5 * 2  # twice the relative error of a variance from so
 assert found["true: samples − λ²∂D/∂x"] < noise
 assert torch.linalg.eigvalsh(true_J).min() > 0
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (ax,) = figures.planes(["the product's covariance, one standard deviation"], width=4.6)
 ax.set(xlim=(-0.75, 1.55), ylim=(-0.7, 1.6))
 figures.density(ax, p)
@@ -494,7 +494,7 @@ played = {
 for λ in levels:
     played["32 dimensions, ρ = ½", λ] = contest(ring, networks[32], around(ring, λ / 2), λ)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 4, figsize=(7.8, 3.4), sharex=True, sharey=True)
 for ax, where in zip(axes, dict.fromkeys(where for where, _ in played), strict=True):
     for λ, color, marker in zip(levels, figures.PALETTE, figures.MARKERS, strict=False):
@@ -666,6 +666,8 @@ for where, (residual, difference, sampler) in left_over.items():
 
 # %%
 parts = [f"{where}: {what}" for where in mixtures for what in ("SDS", "landscape", "MSD", "landscape")]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(parts, span=1.3, rows=2, width=7.8)
 for row, where in zip(axes.reshape(2, 4), mixtures, strict=True):
     for (left, right), name, color in zip(row.reshape(2, 2), ("SDS", "MSD"), (figures.RED, figures.BLUE), strict=True):
@@ -713,6 +715,8 @@ With a negative gain $g$ the log-density falls in all directions, whatever else 
 quick = {"width": 32, "iterations": 300, "batch": 256}
 small_nets = [train_denoiser(p, **quick, seed=seed, cache=kept) for seed in (1, 4)]
 pair = {f"g = {net.gain.item():+.2f}".replace("-", "−"): net for net in small_nets}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"{name}: Dθ(x; 0.1) − x" for name in pair], span=2.5, width=7.0)
 view, turned = figures.lattice(17, 2.4), {}
 for ax, (name, net) in zip(axes, pair.items(), strict=True):
@@ -862,7 +866,7 @@ for name, denoise in contenders.items():
         f"{name:8} mean −log p {nll.mean():6.2f}, median {nll.median():5.2f}, above 5: {(nll > 5).double().mean():5.1%}"
     )
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(drawn), rows=2, width=7.4)
 for ax, x, color in zip(axes, drawn.values(), (figures.BLACK, figures.ORANGE, *[figures.BLUE] * 4), strict=True):
     ax.set(xlim=(-0.7, 1.5), ylim=(-0.65, 1.55))

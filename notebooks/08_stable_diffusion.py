@@ -225,7 +225,7 @@ with torch.no_grad():
     seen = torch.cat([prior.decode(v / math.sqrt(1 + s * s)) for v, s in zip(z, levels, strict=True)])
     guess = torch.cat([prior.decode(denoise(v, s)) for v, s in zip(z, levels, strict=True)])
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(
     torch.stack([truth, back, (3 * (truth - back).abs()), shown]),
     ("picture", "autoencoder", "3 × |error|", "latent"),
@@ -236,7 +236,7 @@ figures.show(
     "and the latent itself, three of its four channels shown as colours: a coarse picture of the object.",
 )
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(torch.stack([seen, guess]), ("z", "D(z; σ)"), [f"σ = {s:g}" for s in levels])
 figures.show(
     fig,
@@ -288,6 +288,8 @@ chosen = [round(i * (len(path) - 1) / 4) for i in range(5)]
 with torch.no_grad():
     state = torch.cat([prior.decode(path[i] / (1 + sigmas[i] ** 2).sqrt().item()) for i in chosen])
     answer = torch.cat([prior.decode(denoise(path[i], sigmas[i].item())) for i in chosen])
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(torch.stack([state, answer]), ("z", "D(z; σ)"), [f"σ = {sigmas[i]:.2g}" for i in chosen])
 figures.show(
     fig,
@@ -323,6 +325,8 @@ for scale in (1.0, SCALE):
 print(f"{'calls':>27}" + "".join(f"{calls:9}" for calls in LADDER))
 for (scale, solver, grid), distances in curves.items():
     print(f"s = {scale:<4g}{solver:6}{grid:13}" + "".join(f"{d:9.4f}" for d in distances))
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.1), sharey=True)
 for ax, scale in zip(axes, (1.0, SCALE), strict=True):
     for i, (solver, grid) in enumerate((s, g) for s in ("euler", "heun") for g in grids):
@@ -448,6 +452,8 @@ for name, (size, deviation, *right) in table.items():
         f"{name:27}{size:5.2f}{deviation:8.2f}" + "".join(f"{share:8.0%}" if pocket else "       –" for share in right)
     )
 sweep = [(float(name[4:]), values) for name, values in table.items() if "σ" not in name]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2 if pocket else 1, figsize=(6.8 if pocket else 4, 2.8), squeeze=False)
 panels = {"latents, rms": ("size", "spread"), "obedience": ("kind right", "colour right", "view right")}
 for ax, (title, names), first in zip(axes.flat, panels.items(), (0, 2), strict=False):
@@ -495,6 +501,8 @@ for scale in dict.fromkeys((1.0, SCALE, 7.5)):
 ups = [(s, n) for s in dict.fromkeys((1.0, SCALE, 7.5)) for n in (LADDER[0], LADDER[-1])]
 with torch.no_grad():
     rows = [prior.decode(y)[[0, 3]], *(prior.decode(trip[key][2][[0, 3]]) for key in ups)]
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(torch.stack(rows, 1), columns=["start", *(f"s = {s:g}\n{n} steps" for s, n in ups)])
 figures.show(
     fig,
@@ -555,6 +563,8 @@ rows = {name: [near(x, λ, kernel, 1, centre)[0] for λ in BANDWIDTHS] for name,
 with torch.no_grad():
     rows["one call D(x; λ)"] = [GUIDED(x, λ)[0] for λ in BANDWIDTHS]
     sheet = torch.stack([torch.stack([prior.decode(v) for v in [x[0], *row]]) for row in rows.values()])
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(sheet, list(rows), ["x", *(f"λ = {λ:g}" for λ in BANDWIDTHS)])
 figures.show(
     fig,
@@ -609,7 +619,7 @@ for block, row in tqdm(blocks.items(), leave=False):
             grid6[block, name, j] = near(x, bandwidth, kernel, 4, **options)
 
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 def mosaic(four):
     """Four latents as one picture (3, 2·SIDE, 2·SIDE)."""
     with torch.no_grad():
@@ -632,7 +642,7 @@ figures.show(
     "and as training step. With σ², the middle bandwidth makes a red lump with a chimney of the earliest smear and sharpens the blur; with the training step it returns both almost unchanged.",
 )
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 figures.show(
     sheet6("exact"),
     alt="The same three states under the exact sampler at bandwidths 0.3, 1 and 3: at 0.3 they get sharper and stay in place, at 1 even the smear is a red house, at 3 the four differ.",
@@ -803,7 +813,7 @@ for (λ, kind, scale), (step, gap, variance, trace) in measured.items():
     left = f"{λ:4g}  {kind}{scale:4g}{step.mean().sqrt():9.3f}{gap.mean().clamp(min=0).sqrt():12.3f}{share:15.2f}"
     print(f"{left}{variance.mean():8.4f}{trace.mean():11.4f}{ratio.mean():9.2f} ± {ratio.std() / 2:.2f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
 for i, kind in enumerate(("clean", "noisy")):
     share, ratio, error = zip(*(summary[λ, kind, 1.0] for λ in SCAN), strict=True)
@@ -890,6 +900,8 @@ for name, (runs, calls) in results.items():
     print(f"{name:26}{calls:9}{rms(runs):7.2f}{apart:14.2f}{right}")
 with torch.no_grad():
     sheet = torch.stack([prior.decode(torch.cat([runs[0, [0, 3]], runs[1:2, 3]])) for runs, _ in results.values()])
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig = figures.gallery(sheet, list(results))
 figures.show(
     fig,
