@@ -12,7 +12,7 @@ r"""
 
 You will take the gradient that made text-to-3D possible, turn it into a target, find the function that it descends, and measure where it goes, how often it steps backwards, and whether it ever stops.
 
-*Hardware:* any laptop. *Time:* about one minute of computing on two CPU cores, twenty seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
+*Hardware:* any laptop. *Time:* about three minutes of computing on one CPU core, twenty seconds at `smoke`; 90 minutes of reading and exercises. *Before this:* chapters 01 and 02.
 
 ## What you'll learn
 
@@ -304,7 +304,7 @@ for name, weight in tqdm(weights.items(), leave=False):
 
 # %% [markdown]
 r"""
-The weight. With the usual one practically the whole budget is spent on noise that swallows the data, and it is all one how $\sigma$ is drawn. Only with the $1/\sigma$ of Eq. 1 do small levels get a few per cent; the minimum moves towards the trunk, and now the law matters, too.
+Neither alone. With the usual weights practically the whole budget is spent on noise that swallows the data, and it is all one how $\sigma$ is drawn. The $1/\sigma$ of Eq. 1 leaves a few per cent to small levels. With $t$ uniform the minimum is then half as deep in the gap and still a phantom; only with $\sigma$ uniform as well does it reach the trunk.
 (The two last rows are good to about a nat, since $1/\sigma$ makes the quadrature converge slowly.) The eight versions differ by more than twenty nats. A table that says "SDS" and a number is hard to compare with unless it says which of the eight.
 
 Is the fractal a malicious choice?
@@ -692,7 +692,7 @@ figures.show(
 
 # %% [markdown]
 r"""
-Ten steps take most points off the branches, and in the end none is left on one. A method whose update vanishes at good points would have left them alone; the one on the right moves points only along the branches, to the next local summit.
+Ten steps take two thirds of the points off the branches, and those that are on one later are there by chance, where the blob lies across it. A method whose update vanishes at good points would have left them alone; the one on the right moves points only along the branches, to the next local summit.
 
 ## Break it: more guidance
 
@@ -791,8 +791,9 @@ print(f"{'samples of p':22} {entropy:13.2f} {-p.log_prob(own).median():8.2f} {ow
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(methods), rows=3, width=7.0)
-colours = 3 * (figures.RED, figures.BLUE, figures.GREEN)
-for ax, x, color in zip(axes, ends.values(), colours, strict=True):
+kin = {"SDS": figures.RED, "SDI": figures.GREEN, "ISM": figures.GREEN, "VSD": figures.PINK}  # else blue
+for ax, (name, x) in zip(axes, ends.items(), strict=True):
+    color = figures.ORANGE if name == "SDS annealed" else kin.get(name[:3], figures.BLUE)
     close_up(ax, x)
     figures.points(ax, x, color, size=9, alpha=0.75)
 ladder = vp_sigma(torch.tensor([0.0, 0.1]))
@@ -828,9 +829,9 @@ All three score far below the samples of $p$. They should: they seek modes, and 
 
 **VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments.
 
-**ISM** finds branches, since two points of one path agree in most of what is random. How many points it leaves there depends on the seed, from a quarter to three quarters, and a few far astray make the mean. From one run of it nothing follows.
+**ISM** leaves some points on branches, since two points of one path agree in most of what is random, and others in the blob of SDS. How many depends on the seed, from a quarter to two thirds, and a few far astray make the mean. From one run of it nothing follows.
 
-**SDI** with a new target for every step lands in the void, whatever the seed. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. With 25 steps towards each of forty targets, and σ falling on, more than a quarter of the points ends on a branch, and the median falls to a tenth. The settings of both come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by these panels.
+**SDI** with a new target for every step lands in the void, whatever the seed. Its points stop where $D(z(x);\sigma) = x$, that is, where one giant Euler step back from the inverted noise returns to $x$. This is a statement about a trajectory, and it does not ask whether $p(x)$ is large. With 25 steps towards each of forty targets, and σ falling on, about a third of the points ends on a branch, and the median falls to a tenth. The settings of both come from latents of Stable Diffusion. In our plane the first of ten inversion steps goes from σ = 0.03, about the width of the trunk, to σ = 0.34, the spread of the data, and it extrapolates $x - D$ elevenfold. Judge it by images (chapter 09), not by these panels.
 
 ## One more target, which stands still
 
