@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .tensors import at_least_one, per_item, right_pad, widest
+from .tensors import at_least_one, check_points, per_item, right_pad, widest
 
 
 class Denoiser(Protocol):
@@ -85,8 +85,11 @@ class IdealDenoiser:
         Raises:
             ValueError: as for a call; samples that are not 1, 2, …
         """
+        check_points(z)
         samples, level = at_least_one("samples", samples), float(per_item(sigma, z.new_zeros(())))
         self._check_event(z)
+        if not z.isfinite().all():
+            raise ValueError("z contains NaN or infinite values; all must be finite")
         rows = z.double().reshape(-1, len(self.centre)) - self.centre.to(z.device)
         keys, d = self.keys(torch.float64, z.device), rows.shape[1]
         parts: list[Tensor] = []

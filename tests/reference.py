@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from hypothesis import strategies as st
@@ -45,6 +46,23 @@ def mean_shift_sum(data: Tensor, x: Tensor, bandwidth: float | Tensor) -> Tensor
     level = torch.as_tensor(bandwidth, dtype=x.dtype).reshape(-1, 1)
     weights = (-squares / (2 * level**2)).softmax(-1)
     return (weights @ data.flatten(1)).reshape(x.shape)
+
+
+def assert_slope(value: Callable[[], Tensor], parameters: list[Tensor], atol: float, h: float = 1e-6) -> None:
+    """The gradient of a value of parameters in float64, along a random way, against a central difference."""
+    gradients = torch.autograd.grad(value(), parameters)
+    g = torch.Generator().manual_seed(2)
+    way = [torch.randn(p.shape, generator=g, dtype=p.dtype) for p in parameters]
+    ends: list[Tensor] = []
+    with torch.no_grad():
+        for step in (h, -2 * h):
+            for p, v in zip(parameters, way, strict=True):
+                p += step * v
+            ends.append(value())
+        for p, v in zip(parameters, way, strict=True):
+            p += h * v
+    slope = torch.stack([(d * v).sum() for d, v in zip(gradients, way, strict=True)]).sum()
+    torch.testing.assert_close((ends[0] - ends[1]) / (2 * h), slope, rtol=1e-6, atol=atol)
 
 
 seeds = st.integers(0, 2**31 - 1)

@@ -203,6 +203,8 @@ def test_posterior_samples_refuse_what_a_call_refuses():
         r"samples is 0; it must be a whole number": (draw(1, 4, 3, 2), 0.4, 0),
         r"z has shape \(4, 2\); it must end in the data's event shape \(3, 2\)": (draw(1, 4, 2), 0.4, 1),
         r"sigma is -1": (draw(1, 4, 3, 2), -1.0, 1),
+        r"z contains NaN": (draw(1, 4, 3, 2) * math.nan, 0.4, 1),
+        r"points are of type list": ([[0.0, 1.0]], 0.4, 1),
     }.items():
         with pytest.raises(ValueError, match=said):
             denoise.posterior_sample(*arguments)

@@ -103,6 +103,16 @@ class DiffusionPrior:
         return other
 
     @property
+    def side(self) -> int:
+        """Pixels a side of the pictures that the latents of `shape` stand for."""
+        return self.shape[-1] * self._factor
+
+    @property
+    def _factor(self) -> int:
+        """Pixels a latent's cell, along a side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
         return self._weight.dtype
@@ -266,7 +276,7 @@ class DiffusionPrior:
         return torch.autocast(self.vae.device.type, enabled=False)
 
     def _check_images(self, images: Tensor) -> None:
-        channels, factor = self.vae.config["in_channels"], 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        channels, factor = self.vae.config["in_channels"], self._factor
         wanted = f"({channels}, H, W), H and W multiples of {factor}, of floats in [0, 1]"
         if not isinstance(images, Tensor):
             how = "torch.from_numpy(numpy.asarray(picture)).permute(2, 0, 1) / 255"

@@ -77,6 +77,8 @@ def train(
     if int(os.environ.get("RANK", "0")):  # of several processes that trained together the first one goes on
         return {}
     _keep(trained.network.save_pretrained, _final(stage))
+    if stage == "autoencoder":  # the decoder of another encoder would be taken for this one's
+        shutil.rmtree(_final("decoder"), ignore_errors=True)
     figures = held_out_figures(stage)
     record = {"steps": plan.steps, "batch": plan.batch, "renders": renders, "seconds": round(trained.seconds)}
     (cache_folder("pocket") / stage / "figures.json").write_text(

@@ -50,7 +50,7 @@ def below_two(level: float) -> float:
 def fixed_noise(denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
     """Annealed SDS with one noise for the whole run: as long as fresh noise, but never new."""
     denoise, λ = counted(denoise), FALLING(progress)
-    n = noise_like(x, torch.Generator().manual_seed(1))
+    n = noise_like(x, torch.Generator().manual_seed(1 if generator is None else 1 + generator.initial_seed()))
     return Target(denoise(x + λ * n, λ), 1.0, denoise.calls, λ)
 
 
@@ -106,12 +106,12 @@ def judges() -> tuple[DiffusionPrior, Judge, Clip]:
 
 
 @cache
-def reference() -> tuple[Tensor, Tensor]:
-    """CLIP's features of held-out renders, as many of each kind and view: those to compare with, and others."""
+def reference(colours: int) -> tuple[Tensor, Tensor]:
+    """CLIP's features of held-out renders, as many of each kind and view: those to compare with, and `colours` others."""
     data = load_renders("test", RENDERS)
     order = torch.arange(RENDERS)[~data.small]
     group = len(VIEWS) * data.kind[order] + data.view[order]
-    picked = [order[group == g][: EACH + SIZES.colours] for g in range(len(KINDS) * len(VIEWS))]
+    picked = [order[group == g][: EACH + colours] for g in range(len(KINDS) * len(VIEWS))]
     mine, others = torch.cat([p[:EACH] for p in picked]), torch.cat([p[EACH:] for p in picked])
     clip = judges()[2]
     return clip.pictures(data.pixels(mine)), clip.pictures(data.pixels(others))
@@ -120,8 +120,7 @@ def reference() -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def start(prior: DiffusionPrior, count: int, generator: torch.Generator) -> Tensor:
     """Latents (count, 4, h, w) of a grey picture, with noise."""
-    side = prior.shape[-1] * 4
-    grey = prior.encode(torch.full((1, 3, side, side), GREY))
+    grey = prior.encode(torch.full((1, 3, prior.side, prior.side), GREY))
     return grey + START * noise_like(grey.expand(count, *grey.shape[1:]), generator)
 
 
@@ -145,7 +144,7 @@ def moved(row: Row, sizes: Sizes) -> tuple[Tensor, int]:
 def compute(row: Row, sizes: Sizes) -> Record:
     """Computes a row."""
     prior, judge, clip = judges()
-    near, others = reference()
+    near, others = reference(sizes.colours)
     if row.method == TRUTH:
         return distances(others, near)
     began = time.perf_counter()

@@ -116,8 +116,7 @@ class TextTo2D:
         batch, place = len(self.prompts), prior.start().device
         if self.image == "latents":
             return Latents(prior.shape, batch, generator=generator).to(place)
-        pixels = prior.shape[-1] * 2 ** (len(prior.vae.config["block_out_channels"]) - 1)
-        return GENERATORS[self.image](pixels, batch, generator=generator).to(place)
+        return GENERATORS[self.image](prior.side, batch, generator=generator).to(place)
 
 
 def _weights(prior: DiffusionPrior) -> str:

@@ -366,6 +366,10 @@ def test_toy_training_of_every_stage_makes_a_folder_that_stock_libraries_load(
     x = 2 * torch.rand(4, 3, 64, 64) - 1
     torch.testing.assert_close(clip.picture_features(network, x), clip.picture_features(kept, x), atol=2e-2, rtol=0)
 
+    train.train("autoencoder", steps=3, renders=48)
+    with pytest.raises(ValueError, match=r"decoder is not trained yet"):  # the old one was of another encoder
+        train.train("unet", steps=2, renders=48)
+
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     shutil.rmtree(folder / "judge")

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from reference import assert_slope
 from torch import nn
 
 from msd_teach.render.images import FourierImage, GridImage, Latents, Pixels, pixel_centres
@@ -72,17 +73,7 @@ def test_items_are_independent(make: Make) -> None:
 def test_gradients_are_differences(make: Make) -> None:
     image = bold(make(batch=2))
     weights = torch.randn(image().shape, generator=seeded(1), dtype=torch.float64)
-    parameters = list(image.parameters())
-    gradients = torch.autograd.grad((weights * image()).sum(), parameters)
-    way = [torch.randn(p.shape, generator=seeded(2 + i), dtype=p.dtype) for i, p in enumerate(parameters)]
-    h, ends = 1e-6, []
-    with torch.no_grad():
-        for step in (h, -2 * h):
-            for p, v in zip(parameters, way, strict=True):
-                p += step * v
-            ends.append((weights * image()).sum())
-    slope = sum((g * v).sum() for g, v in zip(gradients, way, strict=True))
-    torch.testing.assert_close((ends[0] - ends[1]) / (2 * h), slope, rtol=1e-6, atol=1e-6)
+    assert_slope(lambda: (weights * image()).sum(), list(image.parameters()), atol=1e-6)
 
 
 @pytest.mark.parametrize("make", ALL)

@@ -26,7 +26,7 @@ def test_every_kind_is_asked_for_in_every_view_and_in_many_colours() -> None:
 
 def test_rows_are_of_the_same_prompts_and_the_same_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
     near, others = features(600, 0), features(70, 1)
-    monkeypatch.setattr(latents, "reference", lambda: (near, others))
+    monkeypatch.setattr(latents, "reference", lambda colours: (near, others))
     monkeypatch.setattr(latents, "REPEATS", 3)
     monkeypatch.setattr(latents, "frechet_distance", lambda a, b: float(a.mean() - b.mean()))  # 48 pictures are too few
     clean, noisy = (latents.compute(Row(name, 1.0, 0), TINY) for name in ("clean (mean shift)", "noisy (SDS annealed)"))
@@ -59,5 +59,7 @@ def test_one_noise_for_all_is_the_same_at_every_step() -> None:
     for progress in (0.0, 0.7):
         assert latents.fixed_noise(listen, x, progress, None).level == latents.FALLING(progress)
     torch.testing.assert_close(asked[0], asked[1], atol=1e-5, rtol=1e-5)
+    latents.fixed_noise(listen, x, 0.0, torch.Generator().manual_seed(1_001))
+    assert (asked[2] - asked[0]).abs().max() > 0.5, "another seed has another noise"
     assert asked[0].std() > 0.5
     assert [latents.below_two(λ) for λ in (1.9, 2.0, 2.1)] == [1, 1, 0]
