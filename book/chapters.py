@@ -41,9 +41,9 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 shown["image"] = {"alt": alt}
-        if "solution" in cell.metadata.get("tags", []):
-            shown["code_prompt_show"] = "Show the solution"
-            shown["code_prompt_hide"] = "Hide the solution"
+        for tag, what in (("solution", "the solution"), ("hide-input", "the plotting code")):
+            if tag in cell.metadata.get("tags", []):
+                shown |= {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
         if shown:
             cell.metadata["mystnb"] = {**cell.metadata.get("mystnb", {}), **shown}
 

@@ -113,6 +113,17 @@ def test_figures_have_alt_texts(cells: Cells):
             assert not re.search(r"plt\.show|display\(fig|savefig", cell.source), cell.source
 
 
+def test_plotting_code_is_folded(cells: Cells):
+    """In the book and in JupyterLab; what goes wrong on purpose stays in sight, with its figure."""
+    for cell in tagged(cells, "hide-input"):
+        assert cell.metadata.get("jupyter") == {"source_hidden": True}, cell.source
+    shown = {"hide-input", "break-it", "solution"}
+    for cell in cells:
+        drawn = calls(cell.source, "figures") if cell.cell_type == "code" else []
+        if any(ast.unparse(call.func) == "figures.show" for call in drawn):
+            assert shown & set(cell.metadata.get("tags", [])), cell.source
+
+
 def test_cells_are_short_and_plain(cells: Cells):
     for cell in cells:
         if cell.cell_type == "code":
