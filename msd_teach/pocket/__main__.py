@@ -21,7 +21,8 @@ def main() -> None:
         "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
     )
     training.add_argument(
-        "--start", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
+        "--weights", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
+        # not --start, which torchrun would take for an abbreviation of its own
     )
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)
@@ -30,7 +31,7 @@ def main() -> None:
         export(options.folder)
     else:
         for stage in options.stage or STAGES:
-            figures = train(stage, options.steps, options.renders, options.past_gates, options.start)
+            figures = train(stage, options.steps, options.renders, options.past_gates, options.weights)
             print(stage, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
