@@ -60,7 +60,7 @@ r"""
 
 A text-to-image model in the manner of Stable Diffusion ([Rombach et al., 2022](https://arxiv.org/abs/2112.10752)) is three networks and a list of numbers. A *text encoder* turns the prompt into a sequence of vectors. An *autoencoder* turns pictures into small arrays, the latents, and back. A *UNet* denoises latents while it looks at the prompt. The list holds the noise levels it was trained on.
 
-Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 17 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either; the numbers in the text are the pocket model's.
+Which model is up to you. By default it is a *pocket model* with exactly this anatomy, 20 MB in all, trained for this book on a synthetic world of twelve kinds of things in nine colours. `MSD_TEACH_MODEL`, or an argument, names another; with the `gpu` budget the chapter asks for Stable Diffusion first. Everything below runs on either; the numbers in the text are the pocket model's.
 """
 
 # %%

@@ -20,9 +20,8 @@ def main() -> None:
     training.add_argument(
         "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
     )
-    training.add_argument(
+    training.add_argument(  # not --start, which torchrun would take for an abbreviation of its own
         "--weights", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
-        # not --start, which torchrun would take for an abbreviation of its own
     )
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)

@@ -22,7 +22,7 @@ DECODER_PLAN = Plan(steps=6_000, batch=4, rate=4e-4, sheet_every=1500)
 RENDERS = 28_000
 OBJECT_WEIGHT = 5.0  # the object covers a fifth of the picture and all of its interest
 GRADIENT_WEIGHT = 2.0  # of the error of differences between neighbouring pixels, which is what makes pictures sharp
-SQUARED_WEIGHT = 8.0  # of its square, in the decoder's own stage: an absolute error alone leaves details paler than they are
+SQUARED_WEIGHT = 8.0  # of its square, in the decoder's own stage: absolute errors alone leave details too pale
 DEAD = 1.0  # dB: a latent channel worth less counts as dead
 BEGINNING = 0.2  # of what residual blocks of the encoder add, at first
 LATENT_NOISE = 0.03  # added to latents, in units of their deviation: what the last step of a sampler leaves

@@ -150,6 +150,35 @@ def test_two_processes_that_share_a_batch_train_what_one_does(tmp_path: Path) ->
     assert torch.equal(together.weights(tmp_path / "two"), torch.load(tmp_path / "two" / "weights-0.pt"))
 
 
+@pytest.mark.parametrize("squared", [0.0, 8.0])
+def test_the_reconstruction_loss_of_a_known_error(squared: float) -> None:
+    """A chessboard of ±e has differences of 2e between all neighbours, and counts alike wherever the object is."""
+    e, generator = 0.1, torch.Generator().manual_seed(0)
+    board = e * (-1.0) ** (torch.arange(8)[:, None] + torch.arange(8))
+    pictures = 2 * torch.rand(4, 3, 8, 8, generator=generator) - 1
+    mask = torch.randint(256, (4, 8, 8), generator=generator).byte()
+    mean = torch.zeros(2, 4, 2, 2)
+
+    class Chessboard(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def encode(self, x: Tensor) -> SimpleNamespace:
+            self.x = x
+            posterior = SimpleNamespace(mean=mean, std=torch.ones_like(mean), kl=lambda: torch.zeros(2))
+            return SimpleNamespace(latent_dist=posterior)
+
+        def decode(self, z: Tensor) -> Answer:
+            return Answer(self.x + board)
+
+    data = SimpleNamespace(pixels=lambda index: pictures[index], mask=mask)
+    index = torch.tensor([2, 0])
+    value = autoencoder.reconstruction_loss(Chessboard(), data, index, generator, squared)  # type: ignore[arg-type]
+    expected = e + 2 * e**2 + 2 * (2 * e) + squared * (2 * e) ** 2
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_decoder_is_trained_alone(cache: Path) -> None:
     begin, x = cache / "begin", 2 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 1
     old = autoencoder.build().eval()
