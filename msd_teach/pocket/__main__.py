@@ -20,13 +20,8 @@ def main() -> None:
     training.add_argument(
         "--past-gates", action="store_true", help="train the UNet even if the stages before it fall short"
     )
-<<<<<<< HEAD
     training.add_argument(  # not --start, which torchrun would take for an abbreviation of its own
         "--weights", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
-=======
-    training.add_argument(
-        "--start", type=Path, help="the folder of an autoencoder that it, or its decoder, begins from"
->>>>>>> parent of 49da524 (Chapter 08: no channel is left out any more, exact samplers on the grid of their bandwidth, the last section on 144 prompts (numbers to come))
     )
     exporting = commands.add_parser("export", help="write the finished stages as a Stable Diffusion folder in fp16")
     exporting.add_argument("--folder", type=Path, default=WEIGHTS)
@@ -35,7 +30,7 @@ def main() -> None:
         export(options.folder)
     else:
         for stage in options.stage or STAGES:
-            figures = train(stage, options.steps, options.renders, options.past_gates, options.start)
+            figures = train(stage, options.steps, options.renders, options.past_gates, options.weights)
             print(stage, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
