@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..tensors import at_least_one, check_number
 from .cameras import Cameras
-from .nerf import Field, render
+from .nerf import Field, march
 
 EVERY = 10  # steps between two looks at what is empty
 LAST_RATE = 0.1  # of the first
@@ -34,14 +34,14 @@ def reconstruct(
     images: Tensor,
     cameras: Cameras,
     backgrounds: Tensor,
-    steps: int = 400,
-    views: int = 4,
+    steps: int = 1000,
+    rays: int = 1024,
     rate: float = 1e-2,
     samples: int = 48,
     finest: int = 64,
     generator: torch.Generator | None = None,
 ) -> Field:
-    """A field whose views are the given pictures: Adam on the squared error of `views` of them a step.
+    """A field whose views are the given pictures: Adam on the squared error of `rays` random pixels a step.
 
     `images` (N, 3, H, H) in [0, 1] are what N cameras see of an object before plain `backgrounds` (N, 3).
 
@@ -54,15 +54,20 @@ def reconstruct(
             f"images and backgrounds have shapes {tuple(images.shape)} and {tuple(backgrounds.shape)}; "
             f"they must be ({n}, 3, H, H) and ({n}, 3), one for each camera"
         )
+    at_least_one("rays", rays)
     field = Field(finest=finest, generator=generator).to(images)
     optimizer = adam(field, rate)
+    cameras, pixels = cameras.to(images.device), images.movedim(1, -1).flatten(0, 2)
+    origins, directions = (v.to(images).flatten(0, 2) for v in cameras.rays(size, size))
     for step in range(at_least_one("steps", steps)):
         schedule(field, optimizer, rate, step / steps)
         if step % EVERY == 0:
             field.update_occupancy(generator)
-        chosen = torch.randint(n, (at_least_one("views", views),), generator=generator)
-        seen = render(field, cameras[chosen], backgrounds[chosen], size, samples, generator)
-        loss = (seen.image - images[chosen]).square().sum() / views
+        ray = torch.randint(len(pixels), (rays,), generator=generator).to(images.device)
+        camera = ray // size**2
+        distance = cameras.distance.to(images)[camera]
+        seen = march(field, origins[ray], directions[ray], distance, backgrounds[camera], samples, generator)
+        loss = (seen.image - pixels[ray]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

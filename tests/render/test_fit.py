@@ -22,7 +22,7 @@ def shown(seed: int = 0, count: int = 24) -> tuple[Tensor, Cameras, Tensor]:
 
 def test_a_reconstruction_is_right_from_new_sides_and_repeats() -> None:
     fields = [
-        reconstruct(*shown(), 40, 2, samples=24, finest=16, generator=torch.Generator().manual_seed(1)) for _ in "ab"
+        reconstruct(*shown(), 60, 512, samples=24, finest=16, generator=torch.Generator().manual_seed(1)) for _ in "ab"
     ]
     assert all(torch.equal(a, b) for a, b in zip(fields[0].parameters(), fields[1].parameters(), strict=True))
     there, truth = orbit(5, 20.0), pictures([SCENE] * 5, orbit(5, 20.0), SIZE).image
