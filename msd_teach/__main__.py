@@ -67,6 +67,7 @@ def main() -> None:
     modelling.add_argument("--budget", choices=text_to_3d.BUDGETS, default="laptop")
     modelling.add_argument("--method", choices=text_to_2d.METHODS, default=TextTo3D.method)
     modelling.add_argument("--steps", type=int, help="of Adam; default: the budget's")
+    modelling.add_argument("--scale", type=float, default=TextTo3D.scale, help="s of u + s (c - u)")
     modelling.add_argument("--seed", type=int, default=TextTo3D.seed)
     modelling.add_argument("--model", default=TextTo3D.model, help="pocket, stable-diffusion, an id or a folder")
     exporting = commands.add_parser("export", help="write the object of a run as a mesh, or as a turntable")
@@ -112,7 +113,9 @@ def judge(options: argparse.Namespace) -> None:
 def model(options: argparse.Namespace) -> None:
     """Carries out a run of text-to-3D after saying what it takes, and writes its mesh and its turntable."""
     chosen = text_to_3d.BUDGETS[options.budget] | ({"steps": options.steps} if options.steps else {})
-    task = TextTo3D(options.prompt, options.method, seed=options.seed, model=options.model, **chosen)
+    task = TextTo3D(
+        options.prompt, options.method, scale=options.scale, seed=options.seed, model=options.model, **chosen
+    )
     print(f"{options.prompt}: {task.forecast()}, {task.steps} steps", flush=True)
     task.carry_out(options.out)
     for ending in (".webp", ".glb"):

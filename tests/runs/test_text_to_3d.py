@@ -81,6 +81,7 @@ def test_every_method_goes_on_after_kills_bit_for_bit_and_counts_its_calls(
     whole = run.metrics(tmp_path / "whole")
     assert whole["step"].tolist() == [0, 1, 2]
     assert whole["calls"][-1] * task.views == rows > 0
+    assert (whole["penalty"] > 0).tolist() == [False, True, True], "in pixels"
 
     with monkeypatch.context() as patch:
         assert list(killed(task, tmp_path / "broken", patch)) == [0, 1, 2]
@@ -179,6 +180,7 @@ def test_bad_settings_and_folders_are_refused(done: Path, tmp_path: Path) -> Non
         r"method is 'SDS'; it may be one of sds, sds-annealed": {"method": "SDS"},
         r"steps is 0; it must be a whole number": {"steps": 0},
         r"steps is 30; 'sdi' takes 25 a target": {"method": "sdi", "steps": 30},
+        r"entropy is -1; it must be a number, from 0": {"entropy": -1},
         r"polish is 1.5; it must be a number, from 0 to 1": {"polish": 1.5},
         r"views is 0; it must be": {"views": 0},
         r"size is 0; it must be": {"size": 0},
