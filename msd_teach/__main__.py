@@ -1,4 +1,4 @@
-"""`python -m msd_teach tables | latents | text-to-2d | sweep | report`: this book's tables, and images from prompts."""
+"""`python -m msd_teach tables | latents | text-to-2d | sweep | report | text-to-3d | export`: tables, images, objects."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .runs import latents, records, report, run, tables, text_to_2d
+from .runs import latents, records, report, run, tables, text_to_2d, text_to_3d
 from .runs.text_to_2d import TextTo2D
+from .runs.text_to_3d import TextTo3D
 
 
 def share(text: str) -> tuple[int, int]:
@@ -56,8 +57,25 @@ def main() -> None:
         command.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
     reporting = commands.add_parser("report", help="judge the finished runs below a folder, a row for each setting")
     reporting.add_argument("folder", type=Path)
+    modelling = commands.add_parser(
+        "text-to-3d", help="distil an object, in a folder that keeps the run, and export it"
+    )
+    modelling.add_argument("prompt")
+    modelling.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; one that was killed goes on there"
+    )
+    modelling.add_argument("--budget", choices=text_to_3d.BUDGETS, default="laptop")
+    modelling.add_argument("--method", choices=text_to_2d.METHODS, default=TextTo3D.method)
+    modelling.add_argument("--steps", type=int, help="of Adam; default: the budget's")
+    modelling.add_argument("--scale", type=float, default=TextTo3D.scale, help="s of u + s (c - u)")
+    modelling.add_argument("--seed", type=int, default=TextTo3D.seed)
+    modelling.add_argument("--model", default=TextTo3D.model, help="pocket, stable-diffusion, an id or a folder")
+    exporting = commands.add_parser("export", help="write the object of a run as a mesh, or as a turntable")
+    exporting.add_argument("folder", type=Path)
+    exporting.add_argument("--format", choices=[e[1:] for e in text_to_3d.FORMATS], default="glb")
     options = parser.parse_args()
     todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "latents": move, "tables": fill}
+    todo |= {"text-to-3d": model, "export": export}
     todo[options.command](options)
 
 
@@ -90,6 +108,23 @@ def judge(options: argparse.Namespace) -> None:
             )
         )
     records.write(options.folder / "report.json", {}, rows)
+
+
+def model(options: argparse.Namespace) -> None:
+    """Carries out a run of text-to-3D after saying what it takes, and writes its mesh and its turntable."""
+    chosen = text_to_3d.BUDGETS[options.budget] | ({"steps": options.steps} if options.steps else {})
+    task = TextTo3D(
+        options.prompt, options.method, scale=options.scale, seed=options.seed, model=options.model, **chosen
+    )
+    print(f"{options.prompt}: {task.forecast()}, {task.steps} steps", flush=True)
+    task.carry_out(options.out)
+    for ending in (".webp", ".glb"):
+        print(text_to_3d.export(options.out, ending))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the object of a run, and says where."""
+    print(text_to_3d.export(options.folder, f".{options.format}"))
 
 
 def move(options: argparse.Namespace) -> None:

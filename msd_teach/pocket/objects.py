@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
+from ..latent.prior import DiffusionPrior
 from ..measure.features import Clip
-from ..measure.images import r_precision
+from ..measure.images import r_precision, sharpness, signal_to_noise
 from ..measure.shapes import chamfer_distance, janus_rate, silhouette_iou
 from ..render.cameras import Cameras
 from ..render.meshes import level_set
@@ -28,6 +30,7 @@ from .world import COLOURS, FULL_SIZES, KINDS, SMALL_SIZES, Prompt, Scene, rende
 if TYPE_CHECKING:
     from trimesh import Trimesh
 
+INSIDE = 0.99  # of a pixel that counts as covered
 SIZES = 4  # of each true scene, evenly over those that the prompt may mean
 
 
@@ -117,6 +120,27 @@ def shape_figures(image: Tensor, mask: Tensor, cameras: Cameras, scenes: list[Sc
     }
 
 
+def picture_figures(image: Tensor, mask: Tensor, cameras: Cameras, nearest: Likeness, prior: DiffusionPrior) -> Figures:
+    """Whether an object's views (V, 3, H, H) are clean and sharp, beside those of the scene that they were nearest to.
+
+    "round trip" is the PSNR in dB of the views after the autoencoder, which speckle lowers and blur raises; "detail" is
+    the root mean square of their Laplacian over the truth's, within both silhouettes, which blur lowers and speckle
+    raises. "true round trip" is the truth's own.
+    """
+    truth = render([nearest.scene] * len(cameras), turned(cameras, -nearest.azimuth), image.shape[-1])
+    with torch.no_grad():
+        trips = [signal_to_noise(2 * x - 1, 2 * prior.decode(prior.encode(x)) - 1) for x in (image, truth.image)]
+    both = (torch.minimum(mask, truth.mask) > INSIDE).to(image)
+    inner = -max_pool2d(-both, 5, stride=1, padding=2)  # the Laplacian of an outline is no detail
+    share, _ = sharpness(2 * truth.image - 1, 2 * image - 1, inner)
+    return {"round trip": trips[0], "true round trip": trips[1], "detail": math.sqrt(share)}
+
+
+def turned(cameras: Cameras, angle: float) -> Cameras:
+    """The same cameras, moved around by an angle in degrees."""
+    return Cameras(cameras.azimuth + angle, cameras.elevation, cameras.distance, cameras.field_of_view)
+
+
 def surface_distance(
     mesh: Trimesh, nearest: Likeness, resolution: int = 128, generator: torch.Generator | None = None
 ) -> float:
@@ -132,7 +156,8 @@ def surface_distance(
 def said_figures(image: Tensor, cameras: Cameras, prompt: Prompt, judge: Judge, clip: Clip) -> Figures:
     """What is seen in an object's views (V, 3, 64, 64) in [0, 1]: by the judge and by CLIP, with errors or intervals.
 
-    The judge's shares of right kinds, colours (where the prompt names one) and views, and the Janus rate. CLIP's
+    The judge's shares of right kinds, colours (where the prompt names one) and views, the Janus rate, and the share of
+    front views that are judged to be such, "front" (NaN without any): an object without a face is no Janus either. CLIP's
     R-precision, over the captions of all kinds (and colours), without a view. Views of one object are not independent:
     the errors are those of more views, not of more objects.
     """
@@ -144,11 +169,12 @@ def said_figures(image: Tensor, cameras: Cameras, prompt: Prompt, judge: Judge, 
     truth = torch.tensor([list(KINDS).index(prompt.kind), colours.index(prompt.colour)]).expand(len(x), 2)
     right = agreement(found, torch.cat([truth, view[:, None]], 1), cameras.border_distance().cpu())
     janus = janus_rate(found[:, 2], view)
+    front = (found[:, 2] == 0)[view == 0].double().mean().item()
     captions = [str(Prompt(kind, colour, small=prompt.small)) for kind, colour in choices]
     retrieved = r_precision(clip.pictures(x), clip.captions(captions), torch.full((len(x),), own))
     return {
         **{name: value for name, value in right.items() if prompt.colour or not name.startswith("colour")},
-        **{"Janus rate": janus.value, "Janus low": janus.low, "Janus high": janus.high},
+        **{"Janus rate": janus.value, "Janus low": janus.low, "Janus high": janus.high, "front": front},
         **with_errors({"R-precision": retrieved}),
         "captions": len(captions),
     }

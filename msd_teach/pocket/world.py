@@ -94,7 +94,10 @@ class Prompt:
 
     def cameras(self, count: int, generator: torch.Generator | None = None) -> Cameras:
         """Cameras from which the prompt's view word holds, at the default distance."""
-        u = torch.rand(4, count, generator=generator)
+        return self.cameras_at(torch.rand(4, count, generator=generator))
+
+    def cameras_at(self, u: Tensor) -> Cameras:
+        """The same of given numbers (4, count) in [0, 1): equal ones give equal cameras, near ones mostly near cameras."""
         azimuth = 360 * u[0] - 180
         if self.view == "front":
             azimuth = FRONT_BORDER * (2 * u[0] - 1)

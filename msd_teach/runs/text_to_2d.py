@@ -108,7 +108,7 @@ class TextTo2D:
         parts = {"image": image, "optimizer": optimizer, "generator": generator}
         if hasattr(method, "state_dict"):
             parts["method"] = method
-        own = {"rate": rate, "steps per target": again, "method settings": repr(method), "weights": _weights(prior)}
+        own = {"rate": rate, "steps per target": again, "method settings": repr(method), "weights": weights_of(prior)}
         run.follow(folder, asdict(self) | own, start, targets, parts, draw)
         return pictures()
 
@@ -119,7 +119,7 @@ class TextTo2D:
         return GENERATORS[self.image](prior.side, batch, generator=generator).to(place)
 
 
-def _weights(prior: DiffusionPrior) -> str:
+def weights_of(prior: DiffusionPrior) -> str:
     """What a model's name stands for: that of the shipped one for one version, "stable-diffusion" for what was found."""
     return version() if Path(prior.name) == WEIGHTS else prior.name
 

@@ -6,16 +6,26 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("trimesh")
 
-from msd_teach import pocket
+from msd_teach import DiffusionPrior, pocket
 from msd_teach.measure.features import Clip
 from msd_teach.measure.images import signal_to_noise
 from msd_teach.pocket.judge import Judge
-from msd_teach.pocket.objects import Likeness, likeness, said_figures, shape_figures, surface_distance, true_scenes
+from msd_teach.pocket.objects import (
+    Likeness,
+    likeness,
+    picture_figures,
+    said_figures,
+    shape_figures,
+    surface_distance,
+    true_scenes,
+    turned,
+)
 from msd_teach.pocket.world import FULL_SIZES, Prompt, render
 from msd_teach.render.cameras import Cameras, orbit
 from msd_teach.render.meshes import level_set
@@ -76,8 +86,26 @@ def test_what_judge_and_clip_see_of_a_true_object_and_of_one_with_four_fronts() 
     figures = said_figures(image, cameras, HOUSE, judge, clip)
     assert (figures["kind"], figures["colour"], figures["view"], figures["R-precision"]) == (1, 1, 1, 1)
     assert (figures["Janus rate"], figures["Janus low"], figures["captions"]) == (0, 0, 108)
+    assert figures["front"] == 1
     janus = said_figures(image[:1].expand(4, -1, -1, -1), cameras, Prompt("house"), judge, clip)
     assert (janus["kind"], janus["view"], janus["Janus rate"], janus["captions"]) == (1, 0.25, 1, 12)
     assert "colour" not in janus
+    faceless = said_figures(image[2:3].expand(4, -1, -1, -1), cameras, HOUSE, judge, clip)
+    assert (faceless["Janus rate"], faceless["front"]) == (0, 0), "no Janus, but no front either"
     wrong = said_figures(image, cameras, Prompt("car", "blue"), judge, clip)
     assert (wrong["kind"], wrong["colour"], wrong["R-precision"]) == (0, 0, 0)
+
+
+def test_speckle_and_blur_show_in_the_round_trip_and_in_the_detail() -> None:
+    cameras, scene, prior = orbit(3, 10.0), HOUSE.mode(), DiffusionPrior.from_pretrained("pocket", device="cpu")
+    image, mask = render([scene] * 3, turned(cameras, -40.0))
+    near = Likeness(1.0, 50.0, scene, 40.0)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    exact, speckled, blurred = (
+        picture_figures(x, mask, cameras, near, prior)
+        for x in (image, (image + 0.1 * noise).clamp(0, 1), avg_pool2d(image, 5, 1, 2, count_include_pad=False))
+    )
+    assert exact["detail"] == pytest.approx(1, abs=1e-5)
+    assert exact["round trip"] == pytest.approx(exact["true round trip"], abs=1e-4)
+    assert blurred["detail"] < 0.5 < 1.5 < speckled["detail"]
+    assert speckled["round trip"] < exact["round trip"] < blurred["round trip"]
