@@ -51,7 +51,7 @@ class Law(NamedTuple):
     """How a method draws, weighs and answers, and what a guided target costs it in calls, on average."""
 
     method: Callable[[DiffusionPrior, torch.Generator], Method]
-    calls: int
+    calls: float
 
 
 def near(bandwidth: float) -> tuple[float, float]:
@@ -75,8 +75,8 @@ LAWS: dict[str, tuple[Law, Law]] = {
         Law(lambda prior, g: VSD(LoRA(prior, generator=g), uniform_time(level=prior.level), unit_weight), 4),
     ),
     "ism": (
-        Law(METHODS["ism"], 5),
-        Law(lambda prior, _: ISM(0.0, high=linear(0.98, 0.1), level=prior.level), 5),
+        Law(METHODS["ism"], 4.6),
+        Law(lambda prior, _: ISM(0.0, high=linear(0.98, 0.1), level=prior.level), 4.6),
     ),
     "sdi": (
         Law(METHODS["sdi"], 14),

@@ -31,8 +31,8 @@ class Prior:
     level = staticmethod(vp_sigma)
 
     def denoiser(self, said: list[str], scale: float) -> Denoiser:
-        wanted = torch.tensor([len(words) / 20 for words in said])[:, None, None, None]
-        return guided(lambda z, sigma: 0.2 * z + wanted, lambda z, sigma: 0.3 * z, scale)
+        wanted = torch.tensor([(len(words) - 12) / 40 for words in said])[:, None, None, None]
+        return guided(lambda z, sigma: 0.2 * z + wanted, lambda z, sigma: 0.2 * z, scale)
 
     def sigmas(self, steps: int, ddim: bool = False) -> Tensor:
         levels = vp_sigma(torch.linspace(0.98, 0.05, steps, dtype=torch.float64))
