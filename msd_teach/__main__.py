@@ -1,4 +1,4 @@
-"""`python -m msd_teach tables | latents | text-to-2d | sweep | report | text-to-3d | export`: tables, images, objects."""
+"""`python -m msd_teach tables | study | text-to-2d | sweep | report | text-to-3d | export`: tables, images, objects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .runs import latents, records, report, run, tables, text_to_2d, text_to_3d
+from .runs import latents, records, report, run, table3, tables, text_to_2d, text_to_3d
 from .runs.text_to_2d import TextTo2D
 from .runs.text_to_3d import TextTo3D
+
+STUDIES = {
+    "latents": (latents.table, latents.rows),
+    "tuning": (lambda: table3.table("tuning"), table3.tuning_rows),
+    "table3": (lambda: table3.table("table3"), table3.table3_rows),
+}
 
 
 def share(text: str) -> tuple[int, int]:
@@ -29,8 +35,11 @@ def main() -> None:
     making.add_argument("--table", choices=tables.ROWS, action="append", help="only this one")
     making.add_argument("--denoiser", choices=("ideal", "learned"), action="append", help="only this one")
     making.add_argument("--folder", type=Path, help="where the JSON goes; default: results, for smoke executed/smoke")
-    moving = commands.add_parser("latents", help="compute what is missing of chapter 08's table, then write results/")
-    for command in (making, moving):
+    studying = commands.add_parser(
+        "study", help="compute what is missing of a study (docs/studies.md), then write results/"
+    )
+    studying.add_argument("name", choices=STUDIES)
+    for command in (making, studying):
         command.add_argument(
             "--share",
             type=share,
@@ -74,7 +83,7 @@ def main() -> None:
     exporting.add_argument("folder", type=Path)
     exporting.add_argument("--format", choices=[e[1:] for e in text_to_3d.FORMATS], default="glb")
     options = parser.parse_args()
-    todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "latents": move, "tables": fill}
+    todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "study": study, "tables": fill}
     todo |= {"text-to-3d": model, "export": export}
     todo[options.command](options)
 
@@ -127,11 +136,11 @@ def export(options: argparse.Namespace) -> None:
     print(text_to_3d.export(options.folder, f".{options.format}"))
 
 
-def move(options: argparse.Namespace) -> None:
-    """Computes what is missing of the table of free latents, and writes it."""
-    table, rows = latents.table(), [row._asdict() for row in latents.rows()]
+def study(options: argparse.Namespace) -> None:
+    """Computes what is missing of a study, and writes it."""
+    table, rows = STUDIES[options.name][0](), [row._asdict() for row in STUDIES[options.name][1]()]
     table.fill(rows, options.share)
-    print(table.write(rows, {"command": "python -m msd_teach latents"}))
+    print(table.write(rows, {"command": f"python -m msd_teach study {options.name}"}))
 
 
 def fill(options: argparse.Namespace) -> None:

@@ -13,7 +13,15 @@ import msd_teach
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/course.md", "docs/design.md", "docs/drop-in.md", "docs/invariants.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/course.md",
+    "docs/design.md",
+    "docs/drop-in.md",
+    "docs/invariants.md",
+    "docs/studies.md",
+)
 
 
 def programs(page: str) -> list[str]:

@@ -87,6 +87,16 @@ def bootstrap(
     return float(values.quantile(0.025)), float(values.quantile(0.975))
 
 
+def resamplings(count: int, repeats: int = 200, seed: int = 0) -> Tensor:
+    """Indices (repeats, count) of `count` units drawn again with replacement: the same for all who compare in pairs.
+
+    Raises:
+        ValueError: a count or repeats that are no whole numbers, at least 1.
+    """
+    shape = (at_least_one("repeats", repeats), at_least_one("count", count))
+    return torch.randint(count, shape, generator=torch.Generator().manual_seed(seed))
+
+
 def clip_score(pictures: Tensor, captions: Tensor) -> tuple[float, float]:
     """100 max(cos, 0) of the features (N, d) of pictures with those (N, d) of their captions (Hessel et al. 2021).
 

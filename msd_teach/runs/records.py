@@ -10,11 +10,13 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
 
 from ..files import cache_folder, whole
+from ..tensors import at_least_one
 
 Record = dict[str, Any]
 PACKAGE = Path(__file__).parents[1]
@@ -80,7 +82,8 @@ class Table:
     def fill(self, asked: Sequence[Record], share: tuple[int, int] = (0, 1)) -> None:
         """Computes what neither file nor cache has of every world-th row from `rank` on; `share` is (rank, world).
 
-        Processes that share the cache, on however many machines, can so share the rows.
+        Processes that share the cache, on however many machines, can so share the rows. A row that meets NaN is not
+        asked again: what its record holds is why it "stopped".
 
         Raises:
             ValueError: not 0 <= rank < world, or a file that is damaged or cannot be written; names it.
@@ -93,7 +96,7 @@ class Table:
         for count, row in enumerate(wanted, start=1):
             said = ", ".join(f"{name} {value}" for name, value in row.items())
             print(f"{self.name} {count}/{len(wanted)}: {said}", flush=True)
-            cached(self.name, [row, self.settings], lambda row=row: row | self.compute(row))
+            cached(self.name, [row, self.settings], lambda row=row: row | self._computed(row))
 
     def gather(self, asked: Sequence[Record]) -> list[Record]:
         """What cache or file has of the rows asked for, and then the other rows of the file."""
@@ -107,6 +110,12 @@ class Table:
         missing = sum(not select(rows, **row) for row in asked)
         write(self._path, about | {"missing": missing} | self.settings, rows)
         return self._path
+
+    def _computed(self, row: Record) -> Record:
+        try:
+            return self.compute(row)
+        except FloatingPointError as error:
+            return {"stopped": str(error)}
 
     @property
     def _path(self) -> Path:
@@ -146,6 +155,30 @@ def summary(rows: Sequence[Record], figure: str) -> tuple[float, float]:
     found = [math.nan if row[figure] is None else row[figure] for row in rows]
     values = torch.tensor(found, dtype=torch.float64)
     return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+
+
+def difference(rows: Sequence[Record], others: Sequence[Record], comparisons: int = 1) -> tuple[float, float]:
+    """By how much the "frechet" of rows exceeds that of others, and half the width of its 95 % interval.
+
+    Rows pair by "seed"; their "resampled" must be distances of the same resamplings (`measure.images.resamplings`), over
+    whose paired differences the interval is taken. It holds for so many comparisons together (Bonferroni). It is that
+    of a normal distribution, since the tails of a few hundred resamplings do not reach as far.
+
+    Raises:
+        ValueError: no seed in common, other numbers of resamplings, comparisons that are not 1, 2, …
+    """
+    at_least_one("comparisons", comparisons)
+    pairs = [(row, other) for row in rows for other in others if row["seed"] == other["seed"]]
+    found = [[[row["frechet"], *row["resampled"]] for row in pair] for pair in pairs]
+    lengths = {len(values) for pair in found for values in pair}
+    if len(lengths) != 1 or min(lengths) < 3:
+        raise ValueError(
+            f"rows, others are {len(rows)} and {len(others)} rows with {len(pairs)} seeds in common, and their resampled"
+            f" hold {sorted(n - 1 for n in lengths)} distances; they must share a seed, and the same resamplings"
+        )
+    values = torch.tensor(found, dtype=torch.float64)  # (pairs, 2, 1 + resamplings)
+    value, again = (values[:, 0] - values[:, 1]).mean(0).split([1, values.shape[2] - 1])
+    return value.item(), NormalDist().inv_cdf(1 - 0.025 / comparisons) * again.std().item()
 
 
 def commit() -> str:

@@ -18,7 +18,7 @@ from ..latent.prior import DiffusionPrior
 from ..pocket import WEIGHTS, version
 from ..pocket.training import save_sheet
 from ..render.images import FourierImage, GridImage, Latents, Pixels
-from ..schedules import annealed, geometric, linear, sigmas_around, uniform_time, unit_weight
+from ..schedules import above, annealed, geometric, linear, sigmas_around, uniform_time, unit_weight
 from ..targets import ISM, MSD, PFD, SDI, SDS, VSD, MeanShift, Method
 from ..tensors import at_least_one, check_number
 from . import run
@@ -35,6 +35,7 @@ METHODS: dict[str, Callable[[DiffusionPrior, torch.Generator], Method]] = {
     "vsd": lambda prior, generator: VSD(LoRA(prior, generator=generator), uniform_time(level=prior.level)),
     "pfd": lambda prior, generator: PFD(-6.5, level=prior.level),
     "mean-shift": lambda prior, generator: MeanShift(FALLING),
+    "noisy-then-clean": lambda prior, generator: MeanShift(FALLING, above(2.0)),
     "msd": lambda prior, generator: MSD("exact", FALLING, sigmas_around()),
     "msd-paper": lambda prior, generator: MSD("exponential", FALLING, prior.sigmas(25), solver="euler", inversion=1.0),
 }

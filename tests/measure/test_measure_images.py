@@ -253,3 +253,15 @@ def test_bad_copies_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_resamplings_are_the_same_for_all_who_ask() -> None:
+    found = images.resamplings(7, repeats=2000)
+    assert torch.equal(found, images.resamplings(7, repeats=2000)) and found.shape == (2000, 7)
+    assert not torch.equal(found, images.resamplings(7, repeats=2000, seed=1))
+    counts = torch.nn.functional.one_hot(found, 7).sum(1).double()  # how often each unit is in each: binomial
+    assert counts.mean(0).tolist() == pytest.approx([1] * 7, abs=0.1)
+    assert counts.var(0).tolist() == pytest.approx([6 / 7] * 7, abs=0.1)
+    for said, arguments in {"count is 0": (0, 5), "repeats is 1.5": (3, 1.5)}.items():
+        with pytest.raises(ValueError, match=said):
+            images.resamplings(*arguments)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def features(count: int, seed: int) -> torch.Tensor:
 
 
 def test_every_kind_is_asked_for_in_every_view_and_in_many_colours() -> None:
-    said = latents.prompts(latents.SIZES)
+    said = latents.prompts(latents.SIZES.colours)
     found = meaning(said)
     assert len(set(said)) == len(said) == 144 and found.min() >= 0 and (found[:, 3] == 0).all()
     assert set(Counter(map(tuple, found[:, [0, 2]].tolist())).values()) == {3}
@@ -47,19 +47,60 @@ def test_distances_are_those_of_the_pictures_and_of_pictures_drawn_again(monkeyp
     assert min(found["resampled"]) > found["frechet"], "drawing again adds noise, which counts as distance"
 
 
-@torch.no_grad()
-def test_one_noise_for_all_is_the_same_at_every_step() -> None:
-    asked: list[torch.Tensor] = []
+class Listening:
+    """Answers z, and keeps the noise that it was asked with about 1, and its levels."""
 
-    def listen(z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        asked.append((z - 1) / float(sigma))
+    def __init__(self) -> None:
+        self.noises: list[torch.Tensor] = []
+        self.levels: list[torch.Tensor] = []
+
+    def __call__(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        levels = torch.as_tensor(sigma).expand(len(z))
+        self.levels.append(levels)
+        self.noises.append((z - 1) / levels[:, None, None, None])
         return z
 
-    x = torch.ones(3, 4, 2, 2)
-    for progress in (0.0, 0.7):
-        assert latents.fixed_noise(listen, x, progress, None).level == latents.FALLING(progress)
-    torch.testing.assert_close(asked[0], asked[1], atol=1e-5, rtol=1e-5)
-    latents.fixed_noise(listen, x, 0.0, torch.Generator().manual_seed(1_001))
-    assert (asked[2] - asked[0]).abs().max() > 0.5, "another seed has another noise"
-    assert asked[0].std() > 0.5
+
+def test_one_noise_for_all_is_the_same_at_every_step() -> None:
+    x, asked = torch.ones(3, 4, 2, 2, dtype=torch.float64), Listening()
+    for seed, progress in ((1, 0.0), (1, 0.7), (2, 0.0)):
+        generator = torch.Generator().manual_seed(seed)
+        target = latents.METHODS["one noise for all"](asked, x, progress, generator)
+        assert target.level == pytest.approx(latents.FALLING(progress)) and target.calls == 1
+    torch.testing.assert_close(asked.noises[0], asked.noises[1])
+    assert (asked.noises[2] - asked.noises[0]).abs().max() > 0.5, "another seed has another noise"
+    assert asked.noises[0].std() > 0.5
+    generator = torch.Generator().manual_seed(1)
+    latents.METHODS["half of one noise"](asked, x, 0.3, generator)
+    torch.testing.assert_close(asked.noises[3], asked.noises[0] / 2)
     assert [latents.below_two(λ) for λ in (1.9, 2.0, 2.1)] == [1, 1, 0]
+
+
+def test_orders_ask_at_the_levels_of_the_annealing() -> None:
+    x, asked = torch.ones(4000, 1, 1, 1, dtype=torch.float64), Listening()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("clean, levels in any order", "noisy, levels in any order", "noisy, one level"):
+        latents.METHODS[name](asked, x, 0.9, generator)
+    clean, noisy, constant = asked.levels
+    assert not asked.noises[0].any() and asked.noises[1].std() == pytest.approx(1, abs=0.05)
+    low, high = latents.FALLING.end, latents.FALLING.start
+    for levels in (clean, noisy):
+        share = (levels / low).log() / torch.tensor(high / low).log()  # of the way from λ's end to its start: uniform
+        assert share.sort().values.sub(torch.linspace(0, 1, 4000)).abs().max() < 0.04
+    assert (clean - noisy).abs().max() > 1, "drawn anew"
+    assert constant.unique().tolist() == pytest.approx([(low * high) ** 0.5])
+
+
+def test_the_question_compares_at_equal_calls_and_pairs_its_seeds() -> None:
+    rows = latents.question()
+    assert len(rows) == len(set(rows)) == 98 and set(rows) < set(latents.rows())
+    assert all(row.method in (*latents.METHODS, latents.DDIM) for row in rows)
+    panels = Counter((row.image, row.scale, row.seed) for row in rows)
+    assert all(panels[image, scale, 0] == panels[image, scale, 1] for image, scale, _ in panels)
+    both = {"noisy (SDS annealed)", "clean (mean shift)", "half of the noise"}
+    for image, scale, seed in panels:
+        assert both < {row.method for row in rows if (row.image, row.scale, row.seed) == (image, scale, seed)}
+    x = torch.zeros(2, 1, 1, 1)
+    for name in {row.method for row in rows} - {latents.DDIM}:
+        target = latents.METHODS[name](lambda z, sigma: z, x, 0.5, torch.Generator().manual_seed(0))
+        assert target.calls == 1 and target.weight == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from msd_teach.measure.images import resamplings
 from msd_teach.runs import records
 from msd_teach.runs.records import Table
 
@@ -118,3 +119,55 @@ def test_a_record_outlives_a_missing_git(monkeypatch, tmp_path):
         records.summary([], "nll")
     with pytest.raises(KeyError):
         records.select([{"nll": 1}], metod="DDIM")
+
+
+def resampled(values: torch.Tensor, seed: int) -> records.Record:
+    """A row whose "frechet" is a mean."""
+    return {
+        "seed": seed,
+        "frechet": values.mean(),
+        "resampled": values[resamplings(len(values), 4000)].mean(1).tolist(),
+    }
+
+
+def test_a_difference_is_that_of_pairs():
+    """Of means it is known: the mean of the pairs' differences, and its standard error."""
+    generator = torch.Generator().manual_seed(0)
+    shared = 10 * torch.randn(50, dtype=torch.float64, generator=generator)
+    a, b = (shared + torch.randn(50, dtype=torch.float64, generator=generator) for _ in range(2))
+    value, bar = records.difference([resampled(a, 0)], [resampled(b, 0)])
+    error = ((a - b).var(correction=0) / 50).sqrt().item()
+    assert value == pytest.approx((a - b).mean().item())
+    assert bar == pytest.approx(1.96 * error, rel=0.05) and bar < 0.2 * 1.96 * (a.var() / 50).sqrt()  # √2/√101 of it
+    assert records.difference([resampled(b, 0)], [resampled(a, 0)]) == pytest.approx((-value, bar))
+    assert records.difference([resampled(a, 0)], [resampled(b, 0)], 14)[1] == pytest.approx(
+        bar * 2.914 / 1.960, rel=1e-3
+    )
+    both = [resampled(a, 0), resampled(b, 1)], [resampled(b, 1), resampled(b, 0), resampled(a, 7)]
+    assert records.difference(*both)[0] == pytest.approx(value / 2), "seeds pair, whatever their order"
+
+
+def test_a_difference_of_what_does_not_pair_is_refused():
+    values = torch.arange(5.0)
+    short = resampled(values, 0) | {"resampled": [1.0, 2.0]}
+    for others in ([], [resampled(values, 1)], [short]):
+        with pytest.raises(ValueError, match="they must share a seed, and the same resamplings"):
+            records.difference([resampled(values, 0)], others)
+    with pytest.raises(ValueError, match="comparisons is 0"):
+        records.difference([resampled(values, 0)], [resampled(values, 0)], 0)
+
+
+def test_a_row_that_meets_nan_says_so_and_takes_no_other_with_it(tmp_path):
+    compute = Counting()
+
+    def stopping(row: records.Record) -> records.Record:
+        if row["seed"] == 1:
+            compute.asked.append(1)
+            raise FloatingPointError("step 7: x is not finite")
+        return compute(row)
+
+    table = Table("squares", SETTINGS, stopping, tmp_path)
+    for _ in range(2):
+        table.fill(ROWS)
+    assert compute.asked == [0, 1, 2, 3]
+    assert table.gather(ROWS)[1] == ROWS[1] | {"stopped": "step 7: x is not finite"}
