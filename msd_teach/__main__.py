@@ -1,12 +1,14 @@
-"""`python -m msd_teach tables | latents | text-to-2d | sweep | report`: this book's tables, and images from prompts."""
+"""`msd-teach chapters | lab | tables | latents | text-to-2d | sweep | report`: the book, its tables, images from prompts."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from .lesson import copies
 from .runs import latents, records, report, run, tables, text_to_2d
 from .runs.text_to_2d import TextTo2D
 
@@ -19,8 +21,14 @@ def share(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """Read the command line and run it."""
-    parser = argparse.ArgumentParser(prog="python -m msd_teach", description=__doc__)
+    parser = argparse.ArgumentParser(prog="msd-teach", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    copying = commands.add_parser("chapters", help="copy the chapters into a folder, as notebooks")
+    opening = commands.add_parser(
+        "lab", help="copy what is missing of them and open JupyterLab, which gets other options"
+    )
+    for command in (copying, opening):
+        command.add_argument("folder", type=Path, nargs="?", default=Path("msd_teach_chapters"), help="%(default)s")
     making = commands.add_parser("tables", help="compute what is missing of Tables 1 and 2, then write results/")
     making.add_argument(
         "--budget", choices=tables.SIZES, default="laptop", help="gpu: the paper's sample sizes, a day on two cores"
@@ -56,9 +64,41 @@ def main() -> None:
         command.add_argument("--model", default=TextTo2D.model, help="pocket, stable-diffusion, an id or a folder")
     reporting = commands.add_parser("report", help="judge the finished runs below a folder, a row for each setting")
     reporting.add_argument("folder", type=Path)
-    options = parser.parse_args()
-    todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "latents": move, "tables": fill}
+    options, others = parser.parse_known_args()
+    if others and options.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.jupyter = others
+    todo = {
+        "chapters": copy,
+        "lab": open_lab,
+        "text-to-2d": draw,
+        "sweep": sweep,
+        "report": judge,
+        "latents": move,
+        "tables": fill,
+    }
     todo[options.command](options)
+
+
+def copy(options: argparse.Namespace) -> None:
+    """Copies the chapters, and says what comes next."""
+    try:
+        written = copies.copy_chapters(options.folder)
+    except ModuleNotFoundError as error:
+        sys.exit(f'{error}. The chapters need more than the library: pip install "msd_teach[notebooks,diffusion]"')
+    print(f"{len(written)} chapters are new in {options.folder}; what was there stays as it is")
+    if options.command == "chapters":
+        print(f"Next: msd-teach lab {options.folder}")
+
+
+def open_lab(options: argparse.Namespace) -> None:
+    """JupyterLab on a folder of chapters, until it is stopped."""
+    copy(options)
+    from jupyterlab.labapp import LabApp
+
+    folder, root = options.folder.resolve(), hasattr(os, "geteuid") and os.geteuid() == 0
+    first = ["--LabApp.default_url=/lab/tree/00_start_here.ipynb", *(["--allow-root"] if root else [])]
+    LabApp.launch_instance([f"--ServerApp.root_dir={folder}", *first, *options.jupyter])
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +134,7 @@ def judge(options: argparse.Namespace) -> None:
 
 def move(options: argparse.Namespace) -> None:
     """Computes what is missing of the table of free latents, and writes it."""
-    table, rows = latents.table(), [row._asdict() for row in latents.rows()]
+    table, rows = latents.table(folder=Path("results")), [row._asdict() for row in latents.rows()]
     table.fill(rows, options.share)
     print(table.write(rows, {"command": "python -m msd_teach latents"}))
 
