@@ -1,0 +1,105 @@
+"""What of the book is for the public: addresses from one place, texts for machines, the library's names."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import msd_teach
+from book.docstrings import escaped
+from book.public import configure, llms, sitemap
+
+ROOT = Path(__file__).parent.parent
+HTML = ROOT / "_build" / os.environ["MSD_TEACH_BUDGET"] / "_build" / "html"
+CONFIG = yaml.safe_load((ROOT / "book" / "_config.yml").read_text("utf-8"))
+URLS = {"Repository": "https://github.com/someone/something", "Documentation": "https://someone.github.io/something/"}
+MODULES = re.findall(r"automodule:: (\S+)\n   :members:(.*)", (ROOT / "book" / "api.md").read_text("utf-8"))
+
+
+def test_without_an_address_the_book_leads_nowhere():
+    config = copy.deepcopy(CONFIG)
+    configure(config, {})
+    assert config == CONFIG
+    assert "launch_buttons" not in config
+    assert "github" not in yaml.safe_dump(config)
+
+
+def test_one_address_brings_every_button():
+    config = copy.deepcopy(CONFIG)
+    configure(config, URLS)
+    assert config["repository"] == {"url": URLS["Repository"], "branch": "ipynb", "path_to_book": ""}
+    assert config["html"]["use_repository_button"] and config["html"]["use_issues_button"]
+    assert {"colab_url", "binderhub_url"} <= config["launch_buttons"].keys()
+    meta = config["sphinx"]["config"]["myst_html_meta"]
+    assert meta["property=og:image"] == "https://someone.github.io/something/_static/hero.png"
+    assert (ROOT / "book" / "static" / "hero.png").exists()
+
+
+def test_the_repositorys_address_is_in_one_place():
+    """No file names a repository of ours: workflows and templates ask the host."""
+    named = re.compile(r"github\.com/[\w-]+/msd_teach|github\.io/msd_teach")
+    files = [*ROOT.glob("*.*"), *(ROOT / "book").glob("*.*"), *(ROOT / ".github").rglob("*.*")]
+    assert not [
+        path for path in files if path.suffix in {".md", ".yml", ".cff"} and named.search(path.read_text("utf-8"))
+    ]
+
+
+def test_texts_for_machines():
+    pages = {"intro.md": "A book", "01_a.ipynb": "Climb"}
+    text = llms(pages, "What it is.", "")
+    assert text.startswith("# Mean-shift distillation\n\n> What it is.\n")
+    assert "- [Climb](_sources/01_a.ipynb)\n" in text
+    places = ElementTree.fromstring(sitemap(pages, URLS["Documentation"]))
+    assert [place.text for place in places.iter() if place.tag.endswith("loc")] == [
+        "https://someone.github.io/something/intro.html",
+        "https://someone.github.io/something/01_a.html",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x has shape (*batch, 3)", r"x has shape (\*batch, 3)"),
+        ("`|x|` of the `point`s, |y|", r"``|x|`` of the ``point``\ s, \|y\|"),
+        ("x_ and x_next", r"x\_ and x_next"),
+        ("over `two\n    lines`", "over ``two lines``"),
+    ],
+)
+def test_docstrings_are_plain_text_with_code(text: str, expected: str):
+    assert escaped(text) == expected
+
+
+def documented() -> set[str]:
+    """The names that the page takes from its modules: those listed, or all that a module defines."""
+    names = set[str]()
+    for name, chosen in MODULES:
+        module = importlib.import_module(name)
+        own = {key for key, value in vars(module).items() if key[0] != "_" and getattr(value, "__module__", "") == name}
+        names |= {f"{name}.{key}" for key in (chosen.replace(",", " ").split() or own)}
+    return names
+
+
+def test_every_public_name_has_its_place_on_the_page():
+    names = documented()
+    for name in set(msd_teach.__all__) - {"pocket"}:
+        home = getattr(msd_teach, name).__module__
+        assert f"{home}.{name}" in names or name == "Denoiser", name
+    assert "msd_teach.pocket" in dict(MODULES)
+
+
+@pytest.mark.slow
+def test_the_built_page_has_every_name_with_its_source():
+    page = (HTML / "api.html").read_text("utf-8")
+    missing = [
+        name for name in set(msd_teach.__all__) - {"pocket"} if not re.search(rf'id="msd_teach\.[\w.]*\b{name}"', page)
+    ]
+    assert not missing
+    assert page.count("viewcode-link") > 60
+    assert (HTML / "llms.txt").read_text("utf-8").count("](_sources/") == len(list((HTML).glob("*.html"))) - 3
