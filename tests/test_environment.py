@@ -1,7 +1,8 @@
-"""What gets installed: pyproject.toml, constraints.txt and the conda environments agree."""
+"""What gets installed and published: pyproject.toml, constraints.txt, conda, pixi and the workflows agree."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"torch": "pytorch"}
 
@@ -65,3 +67,41 @@ def test_every_requirement_is_pinned_within_its_bounds():
     pinned = pins()
     for wanted in requirements("notebooks", "book", "diffusion", "dev"):
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), wanted
+
+
+def test_pixi_knows_the_extras_and_takes_the_same_from_conda():
+    pixi, gpu = PYPROJECT["tool"]["pixi"], environment("environment-gpu.yml")
+    assert {"cpu", "cuda"} <= pixi["environments"].keys()
+    for features in pixi["environments"].values():
+        assert set(features) <= EXTRAS.keys() | pixi["feature"].keys()
+    for feature in pixi["feature"].values():
+        assert feature["dependencies"].keys() == {"cuda-version", "pytorch-gpu", "tiny-cuda-nn"}
+        for name in ("pytorch-gpu", "tiny-cuda-nn"):
+            assert feature["dependencies"][name] == str(gpu[name].specifier)
+
+
+def test_one_version():
+    import msd_teach
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert PROJECT["version"] == msd_teach.__version__ == cited["version"]
+    assert PROJECT["license"].split(" AND ") == cited["license"]
+
+
+def test_workflows_and_pages_ask_for_targets_and_extras_that_exist():
+    targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    asked = list[str]()
+    for path in [*(ROOT / ".github" / "workflows").iterdir(), ROOT / "README.md", *(ROOT / "book").glob("*.md")]:
+        text = path.read_text("utf-8")
+        asked += re.findall(r"(?:run: |^|\| `)make (\w+)", text, re.M)
+        for extras in re.findall(r"(?:msd_teach|\.)\[([\w,]+)\]", text):
+            assert set(extras.split(",")) <= EXTRAS.keys(), path
+    assert len(asked) > 8
+    assert set(asked) <= targets
+
+
+def test_what_a_windows_reader_types_has_windows_paths():
+    page = (ROOT / "book" / "install.md").read_text("utf-8")
+    (windows,) = re.findall(r"```powershell\n(.*?)```", page, re.S)
+    assert "/bin/" not in windows and "\\Scripts\\" in windows
+    assert ".venv/bin" not in page
