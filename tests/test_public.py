@@ -102,4 +102,12 @@ def test_the_built_page_has_every_name_with_its_source():
     ]
     assert not missing
     assert page.count("viewcode-link") > 60
-    assert (HTML / "llms.txt").read_text("utf-8").count("](_sources/") == len(list((HTML).glob("*.html"))) - 3
+
+
+@pytest.mark.slow
+def test_a_language_model_finds_every_page():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
+    pages = [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+    links = re.findall(r"\]\((_sources/.*?)\)", (HTML / "llms.txt").read_text("utf-8"))
+    assert [Path(link).stem for link in links] == pages
+    assert all((HTML / link).exists() for link in links)
