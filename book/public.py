@@ -20,19 +20,27 @@ def urls(root: Path = ROOT) -> Mapping[str, str]:
 
 
 def configure(config: dict[str, Any], urls: Mapping[str, str]) -> None:
-    """Adds buttons and the addresses of the social card to Jupyter Book's configuration."""
+    """Adds the theme's buttons and the addresses of the social card to Jupyter Book's configuration.
+
+    Its own keys for them would be lost: `html_theme_options` in `sphinx.config` replaces what they become.
+    """
+    sphinx = config["sphinx"]["config"]
     if repository := urls.get("Repository"):
-        config["repository"] = {"url": repository, "branch": NOTEBOOKS, "path_to_book": ""}
-        config["html"] |= {"use_repository_button": True, "use_issues_button": True}
-        config["launch_buttons"] = {
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",
-            "notebook_interface": "jupyterlab",
+        sphinx["html_theme_options"] |= {
+            "repository_url": repository,
+            "repository_branch": NOTEBOOKS,
+            "path_to_docs": "",
+            "use_repository_button": True,
+            "use_issues_button": True,
+            "launch_buttons": {
+                "colab_url": "https://colab.research.google.com",
+                "binderhub_url": "https://mybinder.org",
+                "notebook_interface": "jupyterlab",
+            },
         }
     if home := urls.get("Documentation"):
-        config["html"]["baseurl"] = home
-        meta = config["sphinx"]["config"]["myst_html_meta"]
-        meta |= {"property=og:url": home, "property=og:image": f"{home}_static/hero.png"}
+        sphinx["html_baseurl"] = home
+        sphinx["myst_html_meta"] |= {"property=og:url": home, "property=og:image": f"{home}_static/hero.png"}
 
 
 def llms(titles: Mapping[str, str], summary: str, home: str) -> str:

@@ -6,7 +6,9 @@ import copy
 import importlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -23,21 +25,30 @@ URLS = {"Repository": "https://github.com/someone/something", "Documentation": "
 MODULES = re.findall(r"automodule:: (\S+)\n   :members:(.*)", (ROOT / "book" / "api.md").read_text("utf-8"))
 
 
-def test_without_an_address_the_book_leads_nowhere():
+def options(tmp_path: Path, urls: Mapping[str, str]) -> dict[str, Any]:
+    """What Sphinx is told, by way of Jupyter Book."""
+    from jupyter_book.config import get_final_config
+
     config = copy.deepcopy(CONFIG)
-    configure(config, {})
-    assert config == CONFIG
-    assert "launch_buttons" not in config
-    assert "github" not in yaml.safe_dump(config)
+    configure(config, urls)
+    (tmp_path / "_config.yml").write_text(yaml.safe_dump(config))
+    command = {"latex_individualpages": False}
+    return get_final_config(user_yaml=tmp_path / "_config.yml", cli_config=command, sourcedir=tmp_path)[0]
 
 
-def test_one_address_brings_every_button():
-    config = copy.deepcopy(CONFIG)
-    configure(config, URLS)
-    assert config["repository"] == {"url": URLS["Repository"], "branch": "ipynb", "path_to_book": ""}
-    assert config["html"]["use_repository_button"] and config["html"]["use_issues_button"]
-    assert {"colab_url", "binderhub_url"} <= config["launch_buttons"].keys()
-    meta = config["sphinx"]["config"]["myst_html_meta"]
+def test_without_an_address_the_book_leads_nowhere(tmp_path: Path):
+    theme = options(tmp_path, {})["html_theme_options"]
+    assert not {"repository_url", "launch_buttons"} & theme.keys()
+    assert theme["use_download_button"]
+
+
+def test_one_address_brings_every_button(tmp_path: Path):
+    told = options(tmp_path, URLS)
+    theme, meta = told["html_theme_options"], told["myst_html_meta"]
+    assert (theme["repository_url"], theme["repository_branch"]) == (URLS["Repository"], "ipynb")
+    assert theme["use_repository_button"] and theme["use_issues_button"] and theme["use_download_button"]
+    assert {"colab_url", "binderhub_url"} <= theme["launch_buttons"].keys()
+    assert told["html_baseurl"] == URLS["Documentation"]
     assert meta["property=og:image"] == "https://someone.github.io/something/_static/hero.png"
     assert (ROOT / "book" / "static" / "hero.png").exists()
 
