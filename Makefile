@@ -1,12 +1,14 @@
 # make check | unit | one T=tests/test_product.py | chapter N=06 | format | test | book | course | lab | clean
-# BUDGET=smoke | laptop | gpu      PYTHON=python3.12
-.PHONY: check unit one chapter format test book course lab clean
+# make ipynb | dist | review: what the workflows of a release ask for
+# BUDGET=smoke | laptop | gpu      PYTHON=python3.12      PINS=/dev/null: newest versions
+.PHONY: check unit one chapter format test book course lab ipynb dist review clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-BIN := .venv/bin
+PINS ?= constraints.txt
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
-book lab: BUDGET ?= laptop
+book ipynb lab: BUDGET ?= laptop
 unit one chapter test: BUDGET ?= smoke
 export MSD_TEACH_BUDGET = $(BUDGET)
 ifneq ($(filter-out smoke laptop gpu,$(BUDGET)),)
@@ -47,6 +49,21 @@ book: $(INSTALLED)
 	$(EXECUTE)
 	$(BIN)/python book/build.py $(BUDGET)
 
+# The executed notebooks of the book, which install the package where it is missing, and what a Binder needs.
+ipynb: book
+	rm -rf _build/ipynb && mkdir _build/ipynb
+	cp _build/$(BUDGET)/source/*.ipynb _build/ipynb/
+	cp -R .binder _build/ipynb/
+
+dist: $(INSTALLED)
+	$(BIN)/hatchling build -d _build/dist
+
+# Tools that want versions of their own, in an environment of their own.
+review:
+	test -x .venv/review/bin/zizmor || ($(PYTHON) -m venv .venv/review && .venv/review/bin/pip install -q "sp-repo-review[cli]" zizmor)
+	.venv/review/bin/repo-review .
+	.venv/review/bin/zizmor --offline .
+
 course: $(INSTALLED)
 	$(BIN)/python book/course.py
 
@@ -60,6 +77,6 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q torch hatchling editables -c constraints.txt
-	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e .[notebooks,book,diffusion,dev]
+	$(BIN)/pip install -q torch hatchling editables -c $(PINS)
+	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .[notebooks,book,diffusion,dev]
 	touch $@

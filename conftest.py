@@ -19,6 +19,16 @@ if WORKERS > 1:  # they share the cores: two kernels with two threads each thras
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Chapters have a line each in the terminal; only the process that starts the others has one."""
+    config = session.config
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        from book.progress import Progress
+
+        workers = config.getoption("numprocesses", None) or 1
+        config.pluginmanager.register(Progress(BUDGET, workers, terminal.write_line))
+
+
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """`python_files` lets pytest find the chapters; they are notebooks, not modules."""
     if module_path.parent != ROOT / "notebooks":

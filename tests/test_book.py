@@ -144,9 +144,11 @@ def test_downloads_give_the_executed_notebook():
     chapters = [page for page in PAGES if (ROOT / "notebooks" / f"{page}.py").exists()]
     assert chapters
     for name in chapters:
-        assert f'href="_sources/{name}.ipynb"' in (HTML / f"{name}.html").read_text()
+        page = (HTML / f"{name}.html").read_text()
+        assert f'href="_sources/{name}.ipynb"' in page
         download = (HTML / "_sources" / f"{name}.ipynb").read_text()
         assert '"msd_teach"' in download
+        assert "%pip install" in download and "%pip install" not in page, "it installs what is missing, unseen here"
         assert "](#eq-" not in download, "links are made for the book only"
 
 

@@ -1,11 +1,9 @@
-"""What gets installed: pyproject.toml, constraints.txt and the conda environments agree, and the wheel is whole."""
+"""What gets installed and published: pyproject.toml, constraints.txt, conda, pixi and the workflows agree."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import re
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"torch": "pytorch"}
 
@@ -29,7 +28,7 @@ def requirements(*extras: str) -> list[Requirement]:
 def environment(name: str) -> dict[str, Requirement]:
     """The packages of a conda environment file, whether conda or pip installs them."""
     entries = yaml.safe_load((ROOT / name).read_text())["dependencies"]
-    conda = [entry.replace("cuda-version=", "cuda-version==") for entry in entries if isinstance(entry, str)]
+    conda = [entry for entry in entries if isinstance(entry, str)]
     pip = [line for entry in entries if isinstance(entry, dict) for line in entry["pip"] if not line.startswith("-")]
     return {canonicalize_name(wanted.name): wanted for wanted in map(Requirement, conda + pip)}
 
@@ -42,27 +41,26 @@ def pins() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("file", "extras"),
-    [
-        ("environment.yml", ("notebooks", "book", "diffusion", "dev")),
-        ("environment-gpu.yml", ("notebooks", "book", "diffusion", "dev", "gpu")),
-    ],
-)
-def test_conda_environment_has_what_pyproject_asks_for(file: str, extras: tuple[str, ...]):
+@pytest.mark.parametrize("file", ["environment.yml", "environment-gpu.yml"])
+def test_conda_environment_has_what_pyproject_asks_for(file: str):
     offered = environment(file)
-    for wanted in requirements(*extras):
+    for wanted in requirements("notebooks", "book", "diffusion", "dev"):
         name = CONDA_NAMES.get(wanted.name, canonicalize_name(wanted.name))
         assert name in offered
         assert offered[name].specifier == wanted.specifier, name
-        assert offered[name].url == wanted.url
     assert str(offered["python"].specifier) == PROJECT["requires-python"]
 
 
-def test_gpu_environment_extends_the_other():
+def test_gpu_environment_extends_the_other_by_what_comes_compiled():
     small, large = environment("environment.yml"), environment("environment-gpu.yml")
     assert small.items() <= large.items()
-    assert {"cuda-toolkit", "ninja", "tinycudann"} <= large.keys() - small.keys()
+    assert large.keys() - small.keys() == {"cuda-version", "pytorch-gpu", "tiny-cuda-nn"}
+    assert all(large["cuda-version"].specifier.contains(version) for version in ("12.9", "13.0"))
+
+
+def test_the_package_index_can_take_every_requirement():
+    """It refuses a wheel whose extra names an address."""
+    assert not [wanted for wanted in requirements(*EXTRAS) if wanted.url]
 
 
 def test_every_requirement_is_pinned_within_its_bounds():
@@ -71,34 +69,39 @@ def test_every_requirement_is_pinned_within_its_bounds():
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), wanted
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_what_the_package_reads(tmp_path: Path):
-    """Stored results, weights, scripts and the type marker; and nothing of the tests or the chapters."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        tmp_path,
-    ]
-    subprocess.run([*pip, ROOT], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    inside = set(zipfile.ZipFile(wheel).namelist())
-    package = {path for path in (ROOT / "msd_teach").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert {path.relative_to(ROOT).as_posix() for path in package} <= inside
-    assert {f"msd_teach/results/{path.name}" for path in (ROOT / "results").glob("*.json")} <= inside
-    assert {"msd_teach/results/paper.json", "msd_teach/lesson/web/controls.js", "msd_teach/py.typed"} <= inside
-    assert "msd_teach/pocket/weights/unet/diffusion_pytorch_model.safetensors" in inside
-    own = {name.split("/")[0] for name in inside}
-    assert own == {"msd_teach", f"msd_teach-{PROJECT['version']}.dist-info", f"msd_teach-{PROJECT['version']}.data"}
+def test_pixi_knows_the_extras_and_takes_the_same_from_conda():
+    pixi, gpu = PYPROJECT["tool"]["pixi"], environment("environment-gpu.yml")
+    assert {"cpu", "cuda"} <= pixi["environments"].keys()
+    for features in pixi["environments"].values():
+        assert set(features) <= EXTRAS.keys() | pixi["feature"].keys()
+    for feature in pixi["feature"].values():
+        assert feature["dependencies"].keys() == {"cuda-version", "pytorch-gpu", "tiny-cuda-nn"}
+        for name in ("pytorch-gpu", "tiny-cuda-nn"):
+            assert feature["dependencies"][name] == str(gpu[name].specifier)
 
-    unpacked = tmp_path / "installed"
-    zipfile.ZipFile(wheel).extractall(unpacked)
-    program = "from msd_teach.runs import records; print(records.RESULTS, len(records.read('paper')['table2']))"
-    run = subprocess.run([sys.executable, "-c", program], cwd=unpacked, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [str(unpacked / "msd_teach" / "results"), "18"]
+
+def test_one_version():
+    import msd_teach
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert PROJECT["version"] == msd_teach.__version__ == cited["version"]
+    assert PROJECT["license"].split(" AND ") == cited["license"]
+
+
+def test_workflows_and_pages_ask_for_targets_and_extras_that_exist():
+    targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    asked = list[str]()
+    for path in [*(ROOT / ".github" / "workflows").iterdir(), ROOT / "README.md", *(ROOT / "book").glob("*.md")]:
+        text = path.read_text("utf-8")
+        asked += re.findall(r"(?:run: |^|\| `)make (\w+)", text, re.M)
+        for extras in re.findall(r"(?:msd_teach|\.)\[([\w,]+)\]", text):
+            assert set(extras.split(",")) <= EXTRAS.keys(), path
+    assert len(asked) > 8
+    assert set(asked) <= targets
+
+
+def test_what_a_windows_reader_types_has_windows_paths():
+    page = (ROOT / "book" / "install.md").read_text("utf-8")
+    (windows,) = re.findall(r"```powershell\n(.*?)```", page, re.S)
+    assert "/bin/" not in windows and "\\Scripts\\" in windows
+    assert ".venv/bin" not in page

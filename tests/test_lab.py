@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import browser
+from browser import browser, serving
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -32,28 +21,8 @@ def lab(tmp_path: Path) -> Iterator[str]:
     """The address of a JupyterLab that serves a copy of the chapters: running one marks it as changed."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--IdentityProvider.token="]
-    home = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", *options],
-        cwd=tmp_path,
-        env=os.environ | home | {"MSD_TEACH_STATIC": "0"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"{address}/api", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.3)
+    with serving([sys.executable, "-m", "jupyterlab", "--allow-root"], tmp_path, os.environ) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def test_a_double_click_opens_a_chapter_that_runs(lab: str):
