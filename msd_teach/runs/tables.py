@@ -51,14 +51,14 @@ BANDWIDTH = linear(START, END)
 DDIM = karras_sigmas(32, 0.002, 5.0)
 SIGMAS = karras_sigmas(16, 0.002, 5.0)  # of the sum of scores, with Euler's method
 
-CHOSEN = ((0.03, 1.5, 12.0), (0.1, 1.0, 3.0), (0.316, 0.5, 1.5))  # λ, σ_lo/λ, σ_hi/λ: chapter 05, by least error
+CHOSEN = ((0.03, 1.5, 5.0), (0.1, 1.0, 5.0), (0.316, 0.0, 1.5))  # λ, σ_lo/λ, σ_hi/λ: by the rule of chapter 05
 
 
 def chosen_interval(bandwidth: float) -> tuple[float, float]:
-    """The kernel interval of least measured error at this λ: log-linear between the three of chapter 05."""
+    """The kernel interval at this λ: in units of λ linear in ln λ between the three that chapter 05 has chosen."""
     (left, *low), (right, *high) = CHOSEN[:2] if bandwidth < CHOSEN[1][0] else CHOSEN[1:]
     share = min(max(math.log(bandwidth / left) / math.log(right / left), 0.0), 1.0)
-    lo, hi = (bandwidth * a ** (1 - share) * b**share for a, b in zip(low, high, strict=True))
+    lo, hi = (bandwidth * (a * (1 - share) + b * share) for a, b in zip(low, high, strict=True))
     return lo, hi
 
 
@@ -71,7 +71,9 @@ def perfect_draws(samples: int) -> Method:
 
     def method(denoise: Denoiser, x: Tensor, progress: float, generator: torch.Generator | None) -> Target:
         if not isinstance(denoise, IdealDenoiser):
-            raise ValueError(f"denoise is {denoise!r}; perfect draws need an IdealDenoiser, which has data to draw from")
+            raise ValueError(
+                f"denoise is {denoise!r}; perfect draws need an IdealDenoiser, which has data to draw from"
+            )
         λ = BANDWIDTH(progress)
         return Target(denoise.posterior_sample(x, λ, samples, generator).mean(0), 1.0, 1, λ)
 

@@ -69,7 +69,7 @@ def test_draws_of_the_exact_rows_have_the_true_variance(method, λ, monkeypatch)
     monkeypatch.setattr(tables, "BANDWIDTH", linear(λ, λ))
     monkeypatch.setitem(METHODS, "MSD exact, Heun", lambda n: MSD("exact", linear(λ, λ), sigmas_around(), n))
     generator = torch.Generator().manual_seed(0)
-    data = DENSITIES["fractal"]().sample(1000, generator=generator)
+    data = DENSITIES["fractal"]().sample(500, generator=generator)
     x = data[:40] + λ * torch.randn(40, 2, dtype=torch.float64, generator=generator)
     denoise, draws = IdealDenoiser(data), 400
     mean, variance = moments(denoise, x, λ)
@@ -165,8 +165,11 @@ def test_the_printed_gradient_has_the_same_mean_and_more_variance():
 def test_the_chosen_interval_passes_through_the_three_of_chapter_05():
     for λ, low, high in tables.CHOSEN:
         assert tables.chosen_interval(λ) == pytest.approx((low * λ, high * λ))
-    assert tables.chosen_interval(0.003) == pytest.approx((1.5 * 0.003, 12 * 0.003))
-    assert tables.chosen_interval(1.0) == pytest.approx((0.5, 1.5))
+    for λ, (_, low, high) in ((0.003, tables.CHOSEN[0]), (1.0, tables.CHOSEN[-1])):  # and is the last one beyond
+        assert tables.chosen_interval(λ) == pytest.approx((low * λ, high * λ))
+    (λ, *a), (μ, *b) = tables.CHOSEN[:2]
+    middle = math.sqrt(λ * μ)
+    assert tables.chosen_interval(middle) == pytest.approx([middle * (x + y) / 2 for x, y in zip(a, b, strict=True)])
     x = torch.zeros(1, 2)
     for λ in (1e-3, 0.05, 0.2, 1.0):
         list(sample_product(lambda z, sigma: z, x, λ, tables.SIGMAS, "exponential", interval=tables.chosen_interval(λ)))
