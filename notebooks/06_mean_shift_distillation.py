@@ -1119,19 +1119,24 @@ The paper's evaluation, every method under one protocol: $25\times25$ starts ove
 """
 
 # %%
-level = tables.uniform_time()
-bounds = [f"{float(level(torch.tensor(u), 0.0)):.3g}" for u in (0.0, 1.0)]
-around_λ, wide = tables.sigmas_around(), tables.SIGMAS
-print(f"""steps     {tables.PROTOCOL.steps} of Adam, one for each target
-λ         linear from {START:.3f} to {END}
-SDS       t uniform from {level.low} to {level.high} (σ from {bounds[0]} to {bounds[1]}), or σ uniform from
-          {tables.uniform_sigma().low} to {tables.uniform_sigma().high:g}; weight (1 − ᾱ)/σ = σ/(1 + σ²). Annealed: σ = λ, weight 1
-SDI       t linear from {SDI().time(0.0)} to {SDI().time(1.0)}, {SDI().steps} Euler steps of inversion for all of t, noise {SDI().noise}, weight 1
-DDIM      {len(tables.DDIM) - 1} Euler steps, σ from {tables.DDIM[0]:g} to {tables.DDIM[-2]:g}, then 0
-MSD sum   {len(wide) - 1} Euler steps, σ from {wide[0]:g} to {wide[-2]:g}, then 0; the kernel in all of it,
-          or in the interval that chapter 05 has chosen
-MSD exact perfect draws of the data. Heun: {around_λ.steps} steps, σ from {around_λ.span:g}λ to λ/{around_λ.span:g}, then 0
-judged    by {tables.REFERENCE} samples of the density; k = 3 for precision and recall""")
+make = {name: tables.METHODS[name](1) for name in tables.METHODS}
+time_law, sigma_law = make["SDS, t uniform"].sigma, make["SDS, σ uniform"].sigma
+ends = [f"{float(time_law(torch.tensor(u), 0.0)):.3g}" for u in (0.0, 1.0)]
+sdi, heun = make["SDI"], make["MSD exact, Heun"].sigmas
+ddim, euler = ([f"{σ:g}" for σ in grid.tolist()] for grid in (tables.DDIM, make["MSD sum, full"].sigmas))
+print(f"""steps      {tables.PROTOCOL.steps} of Adam, rate {tables.RATE}, a new target for each
+λ          linear from {START:.3f} to {END}
+SDS        t uniform from {time_law.low} to {time_law.high} (σ from {ends[0]} to {ends[1]}),
+           or σ uniform from {sigma_law.low} to {sigma_law.high:g}; weight (1 − ᾱ)/σ = σ/(1 + σ²)
+  annealed σ = λ, weight 1
+SDI        t linear from {sdi.time(0.0)} to {sdi.time(1.0)}, inverted in Euler steps of 1/{sdi.steps},
+           noise {sdi.noise}, weight 1
+DDIM       {len(ddim) - 1} Euler steps, σ from {ddim[0]} to {ddim[-2]}, then 0
+MSD sum    {len(euler) - 1} Euler steps, σ from {euler[0]} to {euler[-2]}, then 0; the kernel in all of it,
+           or in the interval that chapter 05 has chosen
+MSD exact  perfect draws of the data
+  Heun     {heun.steps} steps, σ from {heun.span:g}λ to λ/{heun.span:g}, then 0
+judged by  {tables.REFERENCE} samples of the density; third neighbours for precision and recall""")
 
 # %% [markdown]
 r"""
