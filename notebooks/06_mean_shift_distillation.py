@@ -186,7 +186,7 @@ r"""
 
 Points on a lattice over $[-1.5, 1.5]^2$, 150 steps of Adam at rate 0.08, λ falling linearly from 0.22 (the paper's 0.316 as a standard deviation) to 0.003 (our choice; the paper gives no end).
 
-One thing is changed. A draw is as good as its solver. On Gaussian data 16 Euler steps from 5 down keep 0.6 to 0.8 of its variance as long as λ is above 0.03, and 0.06 to 0.5 of it at 0.003. Heun's method on a grid that moves with λ is within 9 % of the true variance in 12 steps, and within 3 % in the 24 that Table 2 takes.
+One thing is changed: the solver. On Gaussian data 16 Euler steps from 5 down keep 0.6 to 0.8 of its variance as long as λ is above 0.03, and 0.06 to 0.5 of it at 0.003. Heun's method on a grid that moves with λ is within 9 % of the true variance in 12 steps, and within 3 % in the 24 that Table 2 takes.
 
 **Predict.** The fractal has 127 branches. How many of them will have a point at the end? Will the points stop moving before λ does?
 """
@@ -234,7 +234,7 @@ print(f"median way in the second half of the run: {late:.3f}")
 
 # %% [markdown]
 r"""
-A tree of 127 branches has become its trunk and what touches it. The density is higher there than anywhere else, and so the score is excellent, a nat better than that of true samples. Nor do the points rest before λ does: in the second half of the run half of them still move by more than 0.12. That is what one asks for when one asks for a mode. It is not what the paper's Figure 1 (d) shows, whose points lie all over the tree, and not what its Table 2 says: recall 0.33.
+A tree of 127 branches has become its trunk and what touches it. The density is higher there than anywhere else, and so the score is excellent, a nat better than that of true samples. Nor do the points rest before λ does: in the second half of the run half of them still move by more than 0.12. It is not what the paper's Figure 1 (d) shows, whose points lie all over the tree, and not what its Table 2 says: recall 0.33.
 
 Where a run ends is decided early, by the modes at the *first* bandwidth.
 
@@ -533,7 +533,7 @@ figures.show(
 r"""
 Read the last column. With the paper's bandwidth, 150 steps of Adam miss by more than a nat, converted or not. A handful of plain steps comes within three tenths *in all three figures together*: eight or nine at η = 1, five if its 0.316 is not converted, four at η = 1.5, twenty at η = 0.5. On this reading the paper's points are spread because they were **stopped on the way**, not because the fractal has so many modes.
 
-It does not prove what the paper did. Adam with a constant λ = 0.03 fits as well as some of these, and Eq. 15 with the clock $t = σ$ misses mostly in recall; the first contradicts its text, the second is our reading of one ambiguous symbol. On the pinwheel all roads end where the paper does, since its five arms are ends in themselves. The spiral's −1.28 with recall 0.18 we do not reach: from six steps on our points are more likely *and* cover more.
+It does not prove what the paper did. Adam with a constant λ = 0.03 fits as well as some of these, and Eq. 15 with the clock $t = σ$ misses mostly in recall. On the pinwheel all roads end where the paper does. The spiral's −1.28 with recall 0.18 we do not reach: from six steps on our points are more likely *and* cover more.
 
 To stop early is a good way to trade likelihood for variety. But then the number of steps is the parameter that should be reported, and "converging to modes" is not what has happened.
 
@@ -769,7 +769,7 @@ Why does the annealed run with a single draw settle at all? Its noise falls with
 
 ## When to stop
 
-Algorithm 2 stops when λ < λ_min: after a number of steps that is known before it starts. The paper also offers $|m| \to 0$ as "a clear termination criterion", and "$z_0 \approx x^k$". `distill` knows both, as `stop_level` and `tolerance`.
+Algorithm 2 stops when λ < λ_min, after a number of steps known before it starts. The paper also offers $|m| \to 0$ as "a clear termination criterion", and "$z_0 \approx x^k$". `distill` knows both, as `stop_level` and `tolerance`.
 
 **Predict.** Draw $|\text{target} - x|$ against the step, for mean shift, for one draw, for annealed SDS, and for SDS. Which of the curves tell you that you have arrived?
 """
@@ -1075,7 +1075,7 @@ for N in pick(smoke=(1, 10), laptop=(1, 10, 100, 1000)):
 
 # %% [markdown]
 r"""
-At the last bandwidth averaging no longer helps. What stays there is the lattice's own error: the field jumps wherever the nearest branch changes, and finer lattices show less of it. (The sum sampler's twentieth does not go away on finer lattices; we tried up to 281 points a side.)
+At the last bandwidth averaging no longer helps. What stays there is the lattice's own error, and finer lattices show less of it. (The sum sampler's twentieth stays, up to 281 points a side.)
 
 ## What the paper gave up
 
@@ -1111,7 +1111,7 @@ print(
 
 # %% [markdown]
 r"""
-The fused read is an order of magnitude faster at full size, and it needs no table: the direct one of a single step would not fit into most machines. And mean shift, the limit of infinitely many samples, is a thousandth of either.
+The fused read is an order of magnitude faster at full size, and needs no table, which would not fit into most machines. Mean shift, the limit of infinitely many samples, is a thousandth of either.
 
 ## Table 2
 
@@ -1209,15 +1209,15 @@ for name in densities:
 
 # %% [markdown]
 r"""
-**DDIM.** Ours scores the entropy within a tenth of a nat, as a sampler should, with precision and recall near 0.97. The paper's −1.85 on the fractal lies half a nat *below* the entropy of class A, and its −1.19 on the pinwheel more than a quarter below that of ours. Samples cannot do that unless they leave out what is unlikely, or its densities are narrower than ours. Guidance would not explain it: it made the score worse.
+**DDIM.** Ours scores the entropy within a tenth of a nat, as a sampler should. The paper's −1.85 on the fractal lies half a nat *below* the entropy of class A, and its −1.19 on the pinwheel more than a quarter below that of ours. Samples cannot do that unless they leave out what is unlikely, or its densities are narrower than ours. Guidance would not explain it: it made the score worse.
 
-**SDS.** The NLL of a phantom depends on how deep the gap is, and on the law of σ, which the paper does not give. On the fractal both our laws stay within a factor of two of its 36. On the spiral the mean of the data lies close to an arm, so that more samples make SDS *better* there: TODO-TABLES 13.6 nats with one, 4.1 with 17, 0.2 with the paper's $10^3$. Then every point sits on one spot that chance has put beside an arm, with a precision of 0.99, above that of one-draw MSD, and a recall of 0.001. So even the order of the precisions depends on N. We do not know how to get 30, unless by leaving out the α of Section 4.1, which pushes the phantom outwards (chapter 03). On the pinwheel the mean is in a hole and more samples make it worse.
+**SDS.** The NLL of a phantom depends on how deep the gap is, and on the law of σ, which the paper does not give. On the fractal both our laws stay within a factor of two of its 36. On the spiral the mean of the data lies close to an arm, so that more samples make SDS *better*: TODO-TABLES 13.6 nats with one, 4.1 with 17, 0.2 with the paper's $10^3$. Then every point sits on one spot that chance has put beside an arm, with a precision of 0.99, above that of one-draw MSD, and a recall of 0.001. So even the order of the precisions depends on N. We do not know how to get 30, unless by leaving out the α of Section 4.1, which pushes the phantom outwards (chapter 03). On the pinwheel the mean is in a hole and more samples make it worse.
 
-**MSD.** Better NLL and less recall than the paper on the fractal for mean shift and the sum, since 150 steps of Adam arrive and "a few steps" do not. With the noise of one exact draw recall rises again: that is the cloud, not more modes. The row of Heun's method agrees with that of perfect draws TODO-TABLES within its error, at 48 calls. On the pinwheel mean shift and the sum come near the paper's NLL, precision and recall.
+**MSD.** Mean shift and the sum have better NLL and less recall than the paper on the fractal, since 150 steps of Adam arrive and "a few steps" do not; on the pinwheel they come near its NLL, precision and recall. With the noise of one exact draw recall rises again: that is the cloud, not more modes. Heun's row agrees with that of perfect draws TODO-TABLES within its error, at 48 calls.
 
 **MMD.** The paper does not name its kernel. Ours is unbiased, with a Gaussian as wide as the median distance ([Gretton et al., 2012](https://jmlr.org/papers/v13/gretton12a.html)), and sees little but mean and spread. Compare orders, not values.
 
-The three orders that hold in every row of the paper's table hold in ours as long as SDS averages few samples, though one hangs by a thread: on the spiral the cloud of one-draw MSD covers as much as DDIM does, TODO-TABLES within two standard errors. The error bars say how little the seeds matter beside the choice of the method. They say nothing about the choice of the protocol, which matters more than anything in the table. (SDI fails in the plane for the reasons of chapter 03; the paper has no row for it.)
+The three orders of the paper's table hold in ours as long as SDS averages few samples, though one hangs by a thread: on the spiral the cloud of one-draw MSD covers as much as DDIM does, TODO-TABLES within two standard errors. The seeds matter little beside the choice of the method, and the choice of the protocol matters more than anything in the table. (SDI fails in the plane for the reasons of chapter 03; the paper has no row for it.)
 
 ## Table 1
 
@@ -1271,9 +1271,9 @@ for label, noise_of_x in (("lattice", None), ("samples of p_λ", 1.0), ("samples
 
 # %% [markdown]
 r"""
-On the data one draw is mostly noise, the more so the smaller λ. On the lattice it is not, and with $10^4$ data in place of the density (the table) all draws far from them return the same nearest datum, so that the last column of every sampler soars. An average over "many values of x" can be made to say anything between.
+On the data one draw is mostly noise, the more so the smaller λ. On the lattice it is not, and with $10^4$ data in place of the density (the table) all draws far from them return the same nearest datum, so that the last column of every sampler soars. The average can be made to say anything between.
 
-Measured against its own mean the sum sampler in its full interval is as efficient as rounding allows, because it has no variance (chapter 04); the constant 0 would win the same contest. The one estimator that is infinitely efficient by either measure is the single call, where $D$ is exact.
+Measured against its own mean the sum sampler in its full interval is as efficient as rounding allows, because it has no variance (chapter 04); the constant 0 would win the same contest. The one estimator that is infinitely efficient by every measure is the single call, where $D$ is exact.
 
 As to the paper's SDS, a guess. Its printed gradient, unscaled, has −0.6 to −0.8 TODO-TABLES; if its $10^3$ samples are counted as cost and not as an average, that is −7.5 to −7.7, and the paper's three are −6.9, −7.6 and −7.0.
 
