@@ -12,7 +12,7 @@ r"""
 
 You will build the paper's stable solver, find the step at which its unstable sibling explodes before running it, and end with one plot that puts every sampler of the product density on the same axes: error against denoiser calls.
 
-*Hardware:* any laptop. *Time:* about two minutes of computing on two CPU cores, two hours of reading and exercises. *Before this:* chapters 02 and 04.
+*Hardware:* any laptop. *Time:* about two and a half minutes of computing on two CPU cores, two hours of reading and exercises. *Before this:* chapters 02 and 04.
 """
 
 # %% [markdown]
@@ -694,7 +694,7 @@ for bandwidth in tqdm((0.316, 0.1, 0.03), leave=False):
 
 # %% [markdown]
 r"""
-A map made at 24 steps, with one set of queries, may choose an interval that is good by luck, or only for its solver's error. So the choice follows a rule, written down before the numbers are seen. At 64 Heun steps, on three new sets of queries, the *full* interval stands against the four best of each map. It is kept unless another has the smaller error on **all three** sets. Of those the one of least mean error is taken, to a whole per cent; of equals, the shortest.
+A map made at 24 steps, with one set of queries, may choose an interval that is good by luck, or only for its solver's error. So the choice follows a rule. At 64 Heun steps, on three new sets of queries, the *full* interval stands against the four best of each map. It is kept unless another has the smaller error on **all three** sets. Of those the one of least mean error is taken, to a whole per cent; of equals, the shortest.
 """
 
 # %%
@@ -749,7 +749,7 @@ figures.show(
 r"""
 Start late, and the model has already decided for a place: at $\lambda = 0.03$ the sample sits on some branch of the tree, many bandwidths away, and the kernel has no time left to fetch it. Errors of several hundred to fifteen hundred per cent are samples of $p$ rather than of $q$. Start early, and the spread is gone before the model speaks. The border between the two failures is sharp, it lies at $\sigma_{\text{hi}}$ between one and three bandwidths, and it moves with $\lambda$. In no field of the tables are both numbers good.
 
-The other end holds a surprise. On this density it helps to *stop* the kernel at a level of about one bandwidth. From there the model alone carries the point on: it denoises a point with hardly any noise in it, something between a sampler and a mean-shift step, and makes up for part of what the sum has lost.
+The other end holds a surprise. On this density, at the two smaller bandwidths, it helps to *stop* the kernel at a level of about one bandwidth. From there the model alone carries the point on: it denoises a point with hardly any noise in it, something between a sampler and a mean-shift step, and makes up for part of what the sum has lost.
 
 The red frames mark what the rule has chosen. Tables 1 and 2 (chapter 06) use these three, interpolated between them, and the sections below judge them *on other query points*.
 """
@@ -763,9 +763,7 @@ for bandwidth, found in contests.items():
         name = "full interval" if (low, high) == FULL else f"{low}λ to {high}λ"
         mark = "  <- chosen" if (low, high) == CHOSEN[bandwidth] else ""
         print(f"λ = {bandwidth:5}: {name:14}", *(f"{error:6.1%}" for error in errors), mark)
-    if NAME != "smoke":
-        assert (found[frozen[bandwidth]] < found[FULL]).all()
-        assert CHOSEN[bandwidth] == frozen[bandwidth]
+assert NAME == "smoke" or CHOSEN == frozen  # what Tables 1 and 2 were computed with
 
 # %% [markdown]
 r"""
@@ -981,7 +979,7 @@ assert max(spread for _, spread, _ in results["sum, exponential, full interval"]
 
 # %% [markdown]
 r"""
-The exact sampler is not to be told from perfect draws, in error or in spread, and at half the calls its Euler form nearly so. In this table, at 32 steps, the chosen intervals cut the error of the sum flow to about a half (λ = 0.316 and 0.03) or to 0.7 (λ = 0.1). That last gain is fragile: in the plot above, on other queries, it is small at 32 steps and gone at 64. At the largest bandwidth they also leave it some spread; at the smallest, none. Both remedies together do not add up. And the first row costs one call.
+The exact sampler is not to be told from perfect draws, in error or in spread, and at half the calls its Euler form nearly so. The chosen intervals cut the error of the sum flow on every set of queries that we tried: at 64 steps to about a half at λ = 0.316, to two thirds at 0.03, and by 4 to 25 % at 0.1. At the largest bandwidth they also leave it half of the spread; at the others, none. Both remedies together do not add up. And the first row costs one call.
 
 ### Open task 5 · Give the sum its spread back
 
