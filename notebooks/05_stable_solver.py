@@ -763,7 +763,7 @@ for bandwidth, found in contests.items():
         name = "full interval" if (low, high) == FULL else f"{low}λ to {high}λ"
         mark = "  <- chosen" if (low, high) == CHOSEN[bandwidth] else ""
         print(f"λ = {bandwidth:5}: {name:14}", *(f"{error:6.1%}" for error in errors), mark)
-assert NAME == "smoke" or CHOSEN == frozen  # what Tables 1 and 2 were computed with
+assert NAME == "smoke" or frozen == CHOSEN  # what Tables 1 and 2 were computed with
 
 # %% [markdown]
 r"""
