@@ -30,6 +30,7 @@ def skip(_app: Sphinx, _what: str, _name: str, member: Any, skipped: bool, _opti
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", rewrite, priority=400)  # before napoleon makes fields of "Raises:"
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True}
