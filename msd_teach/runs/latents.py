@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -34,7 +33,6 @@ from ..sampling import sample
 from ..schedules import Settings, SigmaLaw, above, annealed, geometric, sigmas_around
 from ..targets import MSD, MeanShift, Method, Target
 from ..tensors import noise_like, per_item
-from . import records
 from .records import Record, Table
 
 RECIPE = 1  # raise it whenever a figure moves: rows of older recipes do not count
@@ -94,7 +92,9 @@ NOISES = {
 }  # fmt: skip
 MIDDLE = FALLING(0.5)
 ORDERS: dict[str, SigmaLaw] = {"levels in any order": any_order, "one level": annealed(geometric(MIDDLE, MIDDLE))}
-METHODS |= {f"{noise}, {order}": Asked(law, *NOISES[noise]) for order, law in ORDERS.items() for noise in NOISES}
+UNORDERED: dict[str, Method] = {
+    f"{noise}, {order}": Asked(law, *NOISES[noise]) for order, law in ORDERS.items() for noise in NOISES
+}
 
 
 class Row(NamedTuple):
@@ -119,7 +119,7 @@ SIZES = Sizes(colours=3, steps=40)
 def rows() -> list[Row]:
     """Those of chapter 08, then what the question of chapter 09 needs besides, and last, at one scale and seed, exact
     draws, at 48 times the price."""
-    cheap = [name for name in (TRUTH, DDIM, *METHODS) if name != COSTLY and not name.endswith(tuple(ORDERS))]
+    cheap = [name for name in (TRUTH, DDIM, *METHODS) if name != COSTLY]
     first = [Row(name, s, seed) for s in (1.0, 3.0) for seed in range(2) for name in cheap]
     return list(dict.fromkeys([*first, *question(), Row(COSTLY, 3.0, 0)]))
 
@@ -127,19 +127,16 @@ def rows() -> list[Row]:
 def question() -> list[Row]:
     """The pruned design of docs/studies.md, one seed after the other, the free latents first."""
     names = ["noisy (SDS annealed)", "clean (mean shift)", "half of the noise", "noisy above 2"]
-    fixed = [name for name in NOISES if "one" in name]
-    unordered = {
-        "latents": [f"{noise}, {order}" for order in ORDERS for noise in NOISES],
-        "grid": [f"{noise}, {order}" for order in ORDERS for noise in ("noisy", "clean")],
-    }
+    fixed = ["one noise for all", "half of one noise"]
+    ends = [f"{noise}, {order}" for order in ORDERS for noise in ("noisy", "clean")]
     everywhere = {"latents": [DDIM, *names, *fixed], "grid": names}
-    only = {"latents": unordered["latents"], "grid": [*fixed, *unordered["grid"]]}
+    at_three = {"latents": list(UNORDERED), "grid": [*fixed, *ends]}
     return [
         Row(name, s, seed, image)
         for seed in range(2)
         for image in ("latents", "grid")
         for s in (3.0, 1.0, 8.5)
-        for name in everywhere[image] + (only[image] if s == 3.0 else [])
+        for name in everywhere[image] + (at_three[image] if s == 3.0 else [])
     ]
 
 
@@ -211,23 +208,19 @@ def moved(row: Row, sizes: Sizes) -> tuple[Tensor, Tensor, int]:
 def _moved(row: Row, said: Sequence[str], steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
     prior = judges()[0]
     denoise = counted(prior.denoiser(said, scale=row.scale))
-    if row.image == "grid":
-        run = on_grid(prior, denoise, METHODS[row.method], len(said), steps, AGAIN, RATE, generator)
-        *_, (last, pictures) = run
-        with torch.no_grad():
-            return prior.encode(pictures), pictures, last.calls
     if row.method == DDIM:
         levels = prior.sigmas(30, ddim=True)
         with torch.no_grad():
             *_, x = sample(denoise, prior.start(len(said), sigma=levels[0], generator=generator), levels, "euler")
-        calls = denoise.calls
-    else:
-        x = start(prior, len(said), generator).requires_grad_()
-        optimizer = torch.optim.SGD([x], SHARE * len(said))  # the loss is a mean over the batch
-        *_, last = distill(lambda _: x, optimizer, denoise, METHODS[row.method], steps, generator=generator)
-        calls = last.calls
-    with torch.no_grad():
-        return x.detach(), prior.decode(x), calls
+            return x, prior.decode(x), denoise.calls
+    method = (METHODS | UNORDERED)[row.method]
+    if row.image == "grid":
+        *_, (last, pictures) = on_grid(prior, denoise, method, len(said), steps, AGAIN, RATE, generator)
+        return prior.encode(pictures), pictures, last.calls
+    x = start(prior, len(said), generator).requires_grad_()
+    optimizer = torch.optim.SGD([x], SHARE * len(said))  # the loss is a mean over the batch
+    *_, last = distill(lambda _: x, optimizer, denoise, method, steps, generator=generator)
+    return x.detach(), prior.decode(x.detach()), last.calls
 
 
 def compute(row: Row, sizes: Sizes) -> Record:
@@ -262,7 +255,7 @@ def distances(features: Tensor, near: Tensor) -> Record:
     }
 
 
-def table(sizes: Sizes = SIZES, folder: Path = records.RESULTS) -> Table:
+def table(sizes: Sizes = SIZES) -> Table:
     """The table, to be filled and written."""
     settings = {"recipe": RECIPE, "sizes": sizes._asdict(), "model": version()}
-    return Table("latents", settings, lambda row: compute(Row(**row), sizes), folder)
+    return Table("latents", settings, lambda row: compute(Row(**row), sizes))

@@ -39,6 +39,20 @@ def test_rows_are_of_the_same_prompts_and_the_same_resampling(monkeypatch: pytes
     assert latents.compute(Row(latents.TRUTH, 1.0, 0), TINY).keys() == {"frechet", "resampled"}
 
 
+def test_a_network_is_moved_by_as_many_calls_as_free_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["a red house, front view", "a blue car, side view", "a yellow duck, back view"]
+    monkeypatch.setattr(latents, "prompts", lambda colours: said)
+    monkeypatch.setattr(latents, "PART", 2)
+    row = Row("noisy, one level", 3.0, 0, "grid")
+    (x, pictures, calls), (free, _, free_calls) = (latents.moved(r, TINY) for r in (row, row._replace(image="latents")))
+    assert calls == free_calls == 2 * TINY.steps and x.shape == free.shape
+    assert pictures.shape == (3, 3, 64, 64) and 0 <= pictures.min() < pictures.max() <= 1
+    torch.testing.assert_close(latents.judges()[0].encode(pictures), x, atol=1e-4, rtol=1e-4)
+    assert (pictures[0] - pictures[2]).abs().max() > 1e-3
+    assert torch.equal(latents.moved(row, TINY)[1], pictures)
+    assert not torch.equal(latents.moved(row._replace(seed=1), TINY)[1], pictures)
+
+
 def test_distances_are_those_of_the_pictures_and_of_pictures_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "REPEATS", 20)
     a, near = features(200, 2), features(600, 3)
@@ -80,7 +94,7 @@ def test_orders_ask_at_the_levels_of_the_annealing() -> None:
     x, asked = torch.ones(4000, 1, 1, 1, dtype=torch.float64), Listening()
     generator = torch.Generator().manual_seed(0)
     for name in ("clean, levels in any order", "noisy, levels in any order", "noisy, one level"):
-        latents.METHODS[name](asked, x, 0.9, generator)
+        latents.UNORDERED[name](asked, x, 0.9, generator)
     clean, noisy, constant = asked.levels
     assert not asked.noises[0].any() and asked.noises[1].std() == pytest.approx(1, abs=0.05)
     low, high = latents.FALLING.end, latents.FALLING.start
@@ -92,9 +106,9 @@ def test_orders_ask_at_the_levels_of_the_annealing() -> None:
 
 
 def test_the_question_compares_at_equal_calls_and_pairs_its_seeds() -> None:
-    rows = latents.question()
+    rows, methods = latents.question(), latents.METHODS | latents.UNORDERED
     assert len(rows) == len(set(rows)) == 98 and set(rows) < set(latents.rows())
-    assert all(row.method in (*latents.METHODS, latents.DDIM) for row in rows)
+    assert all(row.method in methods or row.method == latents.DDIM for row in rows)
     panels = Counter((row.image, row.scale, row.seed) for row in rows)
     assert all(panels[image, scale, 0] == panels[image, scale, 1] for image, scale, _ in panels)
     both = {"noisy (SDS annealed)", "clean (mean shift)", "half of the noise"}
@@ -102,5 +116,5 @@ def test_the_question_compares_at_equal_calls_and_pairs_its_seeds() -> None:
         assert both < {row.method for row in rows if (row.image, row.scale, row.seed) == (image, scale, seed)}
     x = torch.zeros(2, 1, 1, 1)
     for name in {row.method for row in rows} - {latents.DDIM}:
-        target = latents.METHODS[name](lambda z, sigma: z, x, 0.5, torch.Generator().manual_seed(0))
+        target = methods[name](lambda z, sigma: z, x, 0.5, torch.Generator().manual_seed(0))
         assert target.calls == 1 and target.weight == 1
