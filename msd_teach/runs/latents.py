@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -255,7 +256,7 @@ def distances(features: Tensor, near: Tensor) -> Record:
     }
 
 
-def table(sizes: Sizes = SIZES) -> Table:
+def table(sizes: Sizes = SIZES, folder: Path = Table.folder) -> Table:
     """The table, to be filled and written."""
     settings = {"recipe": RECIPE, "sizes": sizes._asdict(), "model": version()}
-    return Table("latents", settings, lambda row: compute(Row(**row), sizes))
+    return Table("latents", settings, lambda row: compute(Row(**row), sizes), folder)

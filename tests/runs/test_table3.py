@@ -203,12 +203,14 @@ def test_rows_of_table_3_wait_for_the_tuning(tmp_path: Path, monkeypatch: pytest
 
 def test_the_command_fills_its_share_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = table3.candidates("mean-shift", TINY)
-    monkeypatch.setitem(cli.STUDIES, "tuning", (lambda: table3.table("tuning", TINY, tmp_path), lambda: rows))
+    monkeypatch.setitem(
+        cli.STUDIES, "tuning", (lambda folder: table3.table("tuning", TINY, tmp_path / folder), lambda: rows)
+    )
     for rank, missing in ((1, 2), (0, 0)):
         monkeypatch.setattr("sys.argv", ["msd_teach", "study", "tuning", "--share", f"{rank}/2"])
         cli.main()
-        assert f'"missing": {missing},' in (tmp_path / "tuning.json").read_text()
-    assert table3.best("mean-shift", TINY, tmp_path) in rows
+        assert f'"missing": {missing},' in (tmp_path / "results" / "tuning.json").read_text()
+    assert table3.best("mean-shift", TINY, tmp_path / "results") in rows
     monkeypatch.setattr("sys.argv", ["msd_teach", "study", "table4"])
     with pytest.raises(SystemExit):
         cli.main()
