@@ -39,7 +39,7 @@ from msd_teach import counted, fractal, invert, karras_sigmas, product_denoiser,
 from msd_teach.lesson import checks, figures
 from msd_teach.lesson.budget import NAME, pick
 from msd_teach.lesson.explore import explore
-from msd_teach.runs import tables
+from msd_teach.runs import intervals
 from msd_teach.sampling import solver_step, vp_sigma
 
 figures.use_style()
@@ -756,7 +756,7 @@ The red frames mark what the rule has chosen. Tables 1 and 2 (chapter 06) use th
 
 # %% tags=["check"]
 INTERVAL = {λ: (low * λ, high * λ) for λ, (low, high) in CHOSEN.items()}
-frozen = {λ: (low, high) for λ, low, high in tables.CHOSEN}
+frozen = {λ: (low, high) for λ, low, high in intervals.CHOSEN}
 print("errors on three sets of queries at", len(fine) - 1, "Heun steps")
 for bandwidth, found in contests.items():
     for (low, high), errors in found.items():

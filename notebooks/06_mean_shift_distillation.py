@@ -701,6 +701,9 @@ contest |= {"MSD exact, Heun": 1, "MSD sum, full": 1}
 print(f"{'mean −log p':22} calls" + "".join(f"{name:>16}" for name in densities))
 for label, samples in contest.items():
     method = label.split(", N")[0]
+    if not records.select(stored["table2"], method=method, samples=samples):
+        print(f"{label:22} not computed yet")
+        continue
     cells = [entry(name, method, "nll", samples) for name in densities]
     calls = entry("fractal", method, "calls", samples)[0] / tables.PROTOCOL.steps
     print(f"{label:22} {calls:5.0f}" + "".join(f"{mean:9.2f} ± {error:4.2f}" for mean, error in cells))

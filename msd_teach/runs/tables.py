@@ -38,11 +38,11 @@ from ..schedules import (
 from ..targets import MSD, SDI, SDS, MeanShift, Method, Target
 from ..tensors import noise_like
 from . import records
+from .intervals import chosen_interval
 from .records import Record, Table
 
-RECIPE = (
-    1 + learned.RECIPE
-)  # raise the 1 whenever a figure moves: rows of older recipes, cached or stored, do not count
+# Raise the 1 whenever a figure moves: rows of older recipes, cached or stored, do not count.
+RECIPE = 1 + learned.RECIPE
 DENSITIES = {"fractal": densities.fractal, "spiral": densities.spiral, "pinwheel": densities.pinwheel}
 REFERENCE = 4000  # points of the density that precision, recall and MMD compare with
 RATE = 0.08  # of Adam
@@ -50,16 +50,6 @@ START, END = 0.316 / math.sqrt(2), 0.003  # λ_paper = .316 is a standard deviat
 BANDWIDTH = linear(START, END)
 DDIM = karras_sigmas(32, 0.002, 5.0)
 SIGMAS = karras_sigmas(16, 0.002, 5.0)  # of the sum of scores, with Euler's method
-
-CHOSEN = ((0.03, 1.5, 5.0), (0.1, 1.0, 5.0), (0.316, 0.0, 1.5))  # λ, σ_lo/λ, σ_hi/λ: by the rule of chapter 05
-
-
-def chosen_interval(bandwidth: float) -> tuple[float, float]:
-    """The kernel interval at this λ: in units of λ linear in ln λ between the three that chapter 05 has chosen."""
-    (left, *low), (right, *high) = CHOSEN[:2] if bandwidth < CHOSEN[1][0] else CHOSEN[1:]
-    share = min(max(math.log(bandwidth / left) / math.log(right / left), 0.0), 1.0)
-    lo, hi = (bandwidth * (a * (1 - share) + b * share) for a, b in zip(low, high, strict=True))
-    return lo, hi
 
 
 def perfect_draws(samples: int) -> Method:
