@@ -12,7 +12,7 @@ r"""
 
 You will check that everything runs, see the whole book in one picture, and learn to read its signs.
 
-*Reading and exercises: 20 minutes, 8 of them for the exercises. Computing: seconds at every budget, on two CPU cores. Before this: Python with PyTorch, and a diffusion model seen once, from afar.*
+*Reading and exercises: 15 minutes, 8 of them for the exercises. Computing: seconds at every budget, on two CPU cores. Before this: Python with PyTorch, and a diffusion model seen once, from afar.*
 
 ## What you'll learn
 

@@ -175,7 +175,7 @@ $$
 
 Read it slowly. The density is blurred to $p_\sigma$, its logarithm is taken, and *the logarithm is blurred once more*. Level by level, up to the factor $w\sigma^2$ and a constant, it is the divergence $\mathrm{KL}\bigl(\mathcal N(x, \sigma^2 I)\,\|\,p_\sigma\bigr)$: SDS asks not how likely $x$ is, but how well a *blob* of width $\sigma$ around $x$ fits under the blurred density. And the logarithm punishes: where part of the blob sticks out into the void, $\log p_\sigma$ is very negative there, and $x$ must move until the whole blob is covered.
 
-In the plane `sds_potential` and `sds_field` sum over fine grids of $\sigma$ and $n$. Three routes to one vector must agree: the field's own quadrature, differences of the potential, and a plain Monte-Carlo mean of what SDS really does.
+In the plane `sds_potential` and `sds_field` sum over fine grids of $\sigma$ and $n$. Three routes must agree: the field's quadrature, differences of the potential, and a plain Monte-Carlo mean of what SDS does.
 """
 
 # %% tags=["check"]
@@ -854,7 +854,7 @@ A run of SDS ends when you stop it: after seventy steps nothing changes any more
 
 ## Break it: begin with the answer
 
-**Predict.** Start SDS on *samples of p*. It has nothing to improve. What does it do with them, and how soon?
+**Predict.** Start SDS on *samples of p*. What does it do with them, and how soon?
 """
 
 
