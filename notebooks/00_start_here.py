@@ -230,13 +230,13 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 
 | | you can then | about |
 |---|---|---|
-| chapter 01 | explain why mean shift climbs, how fast, and where it ends | ROAD01 |
-| chapter 02 | sample from data without training anything | ROAD02 |
-| chapter 03 | say what is wrong with SDS, with numbers | ROAD03 |
-| chapter 04 | sample a density times a kernel, and check it against the exact answer | ROAD04 |
+| chapter 01 | explain why mean shift climbs, how fast, and where it ends | 1½ hours |
+| chapter 02 | sample from data without training anything | 2 hours |
+| chapter 03 | say what is wrong with SDS, with numbers | 1½ hours |
+| chapter 04 | sample a density times a kernel, and check it against the exact answer | 2 hours |
 | chapter 05 | choose a solver for that product, and know its error | 2 hours |
 | chapter 06 | run the paper's algorithm in the plane, and judge it | 2 hours |
-| chapter 07 | tell which errors come from learning | ROAD07 |
+| chapter 07 | tell which errors come from learning | 1½ hours |
 | chapter 08 | use a text-to-image model as a denoiser | 2 hours |
 
 Planned: text-to-2D, text-to-3D, and every table of the paper beside ours.
