@@ -145,7 +145,7 @@ If that printed an error near 1e-16, all is well. No chapter needs a GPU.
 
 | sign | meaning |
 |---|---|
-| **Predict** | a question to answer, even wrongly, before you look at what follows; compare with the fold *Answer* |
+| Predict | a question to answer, even wrongly, before you look at what follows; compare with the fold *Answer* |
 | a cell with a green rim | a **check**: a derived result against an identity or a closed form. It prints its error, and stops the notebook if that is too large |
 | "Break it", a red rim | a knob turned too far, on purpose |
 | the folds *Erratum*, *Misprint*, *Convention* | about the paper's text: an erratum changes results, a misprint does not, a convention is only another choice than ours |

@@ -426,7 +426,7 @@ $$
 
 # %%
 def misalignment(denoise, mixture, x, bandwidth):
-    """The median of 1 − cos(m, ∇p) over x, by the angle: near 1 a cosine loses its digits."""
+    """The median of 1 − cos(m, ∇p), by the angle: near 1 a cosine loses its digits."""
     a, b = denoise(x, bandwidth) - x, mixture.score(x)
     angle = torch.atan2(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], (a * b).sum(-1))
     return float((2 * (angle / 2).sin().square()).median())
@@ -720,7 +720,7 @@ def rate(denoise, x, bandwidth):
 
 
 def settle(denoise, x, bandwidth, limit=2000):
-    """Climbs until no point moves by more than λ/10,000; computes only those that move."""
+    """Climbs until no point moves by more than λ/10,000; who rests is left alone."""
     x, moving = x.clone(), torch.arange(len(x))
     for _ in range(limit):
         there = denoise(x[moving], bandwidth)

@@ -639,7 +639,7 @@ counts = [1, 2, 3, 5, 10, 20, most]
 
 
 def contest(mixture, denoise, x, bandwidth):
-    """Over Σ|m|²: squared errors of the call and of means of N, their bias, variance."""
+    """Over Σ|m|²: squared errors of a call and of means of N; their bias, variance."""
     truth = mixture.denoise(x, bandwidth)
     unit = (truth - x).square().sum()
     y = product_samples(denoise, x, most, bandwidth)
