@@ -1,4 +1,4 @@
-"""How long a chapter is, in words and in minutes: `python book/length.py` prints a table. Chapter 00 tells readers the rule."""
+"""How long a chapter is, in words and minutes, by the rule of chapter 00: `python book/length.py` prints a table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def equations(text: str) -> int:
 
 def lines(chapter: nbformat.NotebookNode) -> int:
     """Lines of code in sight, brackets alone not counted."""
-    shown = (cell for cell in chapter.cells if cell.cell_type == "code" and not FOLDED & {*cell.metadata.get("tags", ())})
+    code = (cell for cell in chapter.cells if cell.cell_type == "code")
+    shown = (cell for cell in code if not FOLDED & {*cell.metadata.get("tags", ())})
     return sum(bool(re.search(r"\w", line)) for cell in shown for line in cell.source.splitlines())
 
 

@@ -555,7 +555,7 @@ left.set(title=f"λ = {λ}", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
 left.set_axis_off()
 figures.density(left, ring, λ)
 on_the_line = climb(ring.denoise, 0.2 * ray, λ, 15)
-figures.paths(left, [x[None] for x in on_the_line], figures.BLUE, linewidth=1.5)
+figures.paths(left, [x[None] for x in on_the_line], figures.ORANGE, linewidth=1.5)
 figures.paths(left, [x[None] for x in escape], figures.RED, linewidth=1.5)
 right.semilogy(escape @ side, color=figures.RED, linestyle="-", label="aside")
 law = 1e-6 * float(largest) ** np.arange(20)
@@ -952,7 +952,7 @@ r"""
 <details>
 <summary>Answer</summary>
 
-At .005 nearly every datum is a mode and hardly moves. The plateau at five is the flat piece of the curve, around .1.
+At .005 nearly every datum is a mode and hardly moves. The plateau at five reaches from .1 to about .16.
 
 </details>
 

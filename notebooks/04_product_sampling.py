@@ -913,7 +913,7 @@ left.set(
     ylim=(1e-3, 10),
     xlim=(0.6, 3e4),
 )
-left.legend(fontsize=8, loc="upper right")
+left.legend(fontsize=8, loc=(0.4, 0.3))
 for name, x in queries.items():
     color, marker = asked[name]
     signal = [

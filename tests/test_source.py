@@ -32,6 +32,7 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("*.py"))
 # Chapters that are still to be cut to their length, their answers folded, their lines to 88 columns: leave this set empty.
 TO_COME = {"05_stable_solver", "06_mean_shift_distillation", "08_stable_diffusion"}
 EXERCISE = re.compile(r"^### Exercise \d+\.\d+ · .+ \(★{1,3}, \d+ min\)$", re.M)
+STATED = r"^\*Reading and exercises: (\d+) minutes, (\d+) of them for the exercises\."
 COLUMNS = 88
 Cells = list[nbformat.NotebookNode]
 
@@ -158,7 +159,7 @@ def test_words(edited: Path):
 def test_the_minutes_add_up(edited: Path, cells: Cells):
     """Stated to the nearest five, and the exercises' as they state them."""
     chapter = jupytext.read(edited, fmt="py:percent")
-    stated = re.search(r"^\*Reading and exercises: (\d+) minutes, (\d+) of them for the exercises\.", cells[0].source, re.M)
+    stated = re.search(STATED, cells[0].source, re.M)
     assert stated and int(stated[1]) == 5 * round(minutes(chapter) / 5)
     assert int(stated[2]) == exercises(text(chapter))
 
@@ -178,7 +179,8 @@ def test_a_save_in_jupyterlab_leaves_the_file_as_it_is(chapter: Path):
 def test_cells_are_formatted(chapter: Path):
     notebook = jupytext.writes(jupytext.read(chapter, fmt="py:percent"), fmt="ipynb")
     width = [] if chapter.stem in TO_COME else [f"--line-length={COLUMNS}"]
-    ruff = [Path(sys.executable).with_name("ruff"), "format", *width, "--diff", "--stdin-filename", "chapter.ipynb", "-"]
+    ruff = [Path(sys.executable).with_name("ruff"), "format", *width]
+    ruff += ["--diff", "--stdin-filename", "chapter.ipynb", "-"]
     run = subprocess.run(ruff, input=notebook, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + "\nTo repair: make format"
 

@@ -28,7 +28,11 @@ WRONG = [
     (checks.sample_share, lambda d, λ: share(1, λ), "Every dimension"),
     (checks.sample_share, lambda d, λ: 1 / share(d, λ), "other way up"),
     (checks.sample_share, lambda d, λ: (λ * math.sqrt(2 / (1 + λ**2))) ** d, "its variance is λ²/2"),
-    (checks.two_looks, lambda D, z, σ, x, λ: D((σ**2 * z + λ**2 * x) / (λ**2 + σ**2), level(σ, λ)), "more precise look"),
+    (
+        checks.two_looks,
+        lambda D, z, σ, x, λ: D((σ**2 * z + λ**2 * x) / (λ**2 + σ**2), level(σ, λ)),
+        "more precise look",
+    ),
     (checks.two_looks, lambda D, z, σ, x, λ: D((λ**2 * z + σ**2 * x) / (λ**2 + σ**2), level(σ, λ) ** 2), "a deviation"),
     (checks.two_looks, lambda D, z, σ, x, λ: D(z, σ) + σ**2 / λ**2 * (x - z), "sum of the two scores"),
     (checks.two_looks, lambda D, z, σ, x, λ: D((λ**2 * z + σ**2 * x) / (λ**2 + σ**2), σ), "less noisy"),

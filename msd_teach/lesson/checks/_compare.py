@@ -106,7 +106,8 @@ def compare(
     error = _distance(value, target)
     if error > tolerance:
         hints = [hint for hint, wrong in (mistakes or {}).items() if _distance(value, wrong) <= tolerance]
-        if isinstance(got, Tensor) and got.dtype == torch.float32 and error < 1e-5 * max(1.0, float(target.abs().max())):
+        short = isinstance(got, Tensor) and got.dtype == torch.float32
+        if short and error < 1e-5 * max(1.0, float(target.abs().max())):
             hints.append("It is float32, which has seven digits; the inputs are float64: what turned them?")
         digits = next(d for d in range(2, 18) if f"{error:.{d}g}" != f"{tolerance:.{d}g}")
         said = f"{name}: the largest error is {error:.{digits}g}, allowed is {tolerance:.{digits}g}."
