@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,15 @@ import yaml
 from depends import ROOT, fingerprint
 from npm import fetched
 
+# What the theme and docutils write, and axe-core finds wrong.
+MENDED = (
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),  # its name is what is written on it
+    (r'(<button class="btn search-button-field[^>]*?) aria-label="Search"', r"\1"),  # the same
+    (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),  # would be read as the button's text, all three
+    ('(<div )(class="sidebar-primary-items__start)', r'\1role="region" aria-label="Contents" \2'),
+    (' role="doc-biblioentry"', ""),  # deprecated
+    ('<div role="list" class="citation-list"', '<div class="citation-list"'),  # has no items
+)
 BUDGETS = ("smoke", "laptop", "gpu")
 # One file that asks for nothing else.
 MATHJAX = "mathjax@3.2.2", "es5/tex-svg-full.js", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
@@ -79,6 +89,15 @@ def assemble(budget: str, source: Path) -> None:
         (source / "_config.yml").write_text(yaml.safe_dump(config))
 
 
+def mend(html: Path) -> None:
+    """Puts right in every page what stands in the way of readers who hear it."""
+    for page in html.glob("*.html"):
+        text = page.read_text("utf-8")
+        for wrong, right in MENDED:
+            text = re.sub(wrong, right, text)
+        page.write_text(text, "utf-8")
+
+
 def build(budget: str) -> Path:
     """Build the book, warnings being errors, unless nothing changed; returns its first page."""
     folder = ROOT / "_build" / budget
@@ -97,6 +116,7 @@ def build(budget: str) -> Path:
     if run.returncode:
         digest_file.unlink(missing_ok=True)
         sys.exit(f"{run.stdout}\nThe book was not built.")
+    mend(page.parent)
     digest_file.write_text(digest.hexdigest())
     return page
 

@@ -228,7 +228,7 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 
 ## Road map
 
-| | you can then | about |
+| chapter | you can then | about |
 |---|---|---|
 | chapter 01 | explain why mean shift climbs, how fast, and where it ends | 1½ hours |
 | chapter 02 | sample from data without training anything | 2 hours |

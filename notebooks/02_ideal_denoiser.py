@@ -825,7 +825,7 @@ r"""
 <details>
 <summary>Answer</summary>
 
-A fresh point is some hundredths away from the nearest datum; a sample of $D^*$ is as near as $\sigma_{\min}$ makes it. The circles sit on the crosses.
+A fresh point is about 0.017 away from the nearest datum; a sample of $D^*$ is as near as $\sigma_{\min}$ makes it. The circles sit on the crosses.
 
 </details>
 
