@@ -1106,7 +1106,7 @@ Mean shift lowest, MSD close behind, annealed SDS next to them, all below the sa
 
 **VSD** has the right spread and is out of focus. In the mean its force is $\nabla\log p_\sigma - \nabla\log q_\sigma$ with $q$ the density of the points, so it stops when $q = p$: exact VSD is a sampler, not a mode seeker. But the levels that DreamFusion's law draws only fix the coarse moments.
 
-**ISM** leaves between a quarter and two thirds of the points on branches, by the seed. **SDI** with a new target for every step lands in the void: its points stop where one giant Euler step back from the inverted noise returns to $x$, which does not ask whether $p(x)$ is large. With 25 steps a target about a third ends on a branch.
+**ISM** leaves between a fifth and two thirds of the points on branches, by the seed. **SDI** with a new target for every step lands in the void: its points stop where one giant Euler step back from the inverted noise returns to $x$, which does not ask whether $p(x)$ is large. With 25 steps a target about three in ten end on a branch.
 
 ## One more target, which stands still
 
@@ -1187,19 +1187,9 @@ for ax, one, mean in (
     (axes[3], "MSD, exact", ends["mean shift"]),
 ):
     figures.points(ax, ends[one], figures.BLUE, "^", size=14, label="one sample a step")
-    ends_at, count = (mean / 0.02).round().unique(dim=0, return_counts=True)
-    size = 12 + 60 * (count / count.max()).numpy()
-    figures.points(
-        ax,
-        0.02 * ends_at,
-        figures.BLACK,
-        "X",
-        size,
-        alpha=1,
-        linewidths=0.5,
-        edgecolors="white",
-        label="expected",
-    )
+    near = (torch.cdist(mean, mean) < 0.02).sum(1)
+    look = {"alpha": 1, "linewidths": 0.5, "edgecolors": "white", "label": "expected"}
+    figures.points(ax, mean, figures.BLACK, "X", 12 + 60 * near / near.max(), **look)
     ax.legend(loc="upper left", fontsize=8, handletextpad=0.1, borderpad=0.1)
 for ax, name in zip(axes, [key for key in rows if key[0] == "("], strict=True):
     score = f"mean −log p = {-p.log_prob(rows[name]).mean():.2f}".replace("-", "−")
