@@ -19,6 +19,9 @@ endif
 PYTEST = $(BIN)/pytest -q -n 2 --dist worksteal
 EXECUTE = $(BIN)/pytest -q -n $(if $(filter gpu,$(BUDGET)),1,2) --dist worksteal notebooks
 
+# Not yet cut to 88 columns (tests/test_source.py, TO_COME): 05, 06 and 08.
+EDITED = $(filter-out notebooks/05% notebooks/06% notebooks/08%,$(wildcard notebooks/*.py))
+
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,7 +39,7 @@ chapter: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/jupytext --quiet --pipe "$(BIN)/ruff format -" notebooks/*.py
+	$(BIN)/jupytext --quiet --pipe "$(BIN)/ruff format --line-length 88 -" $(EDITED)
 
 # What fails fastest comes first.
 test: check unit

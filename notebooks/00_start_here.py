@@ -10,23 +10,21 @@
 r"""
 # Start here
 
-You will check that everything runs, see the whole book in one picture, and learn to read its signs. Ten minutes.
+You will check that everything runs, see the whole book in one picture, and learn to read its signs.
 
-*Two CPU cores: seconds at every budget. Prerequisites: Python with PyTorch, and a diffusion model seen once, from afar.*
+*Reading and exercises: 15 minutes, 8 of them for the exercises. Computing: seconds at every budget, on two CPU cores. Before this: Python with PyTorch, and a diffusion model seen once, from afar.*
 
 ## What you'll learn
 
 - verify your set-up with a number that is known in advance;
 - describe the one interface that every model in this book offers;
-- read the notation, the budgets, the boxes and the exercises.
+- read the notation, the budgets, the folds and the exercises.
 
 ## What we build
 
-A text-to-image model can draw a tulip. *Score distillation* turns such a model into a teacher: it looks at the picture $x$ that we are optimising, perhaps rendered from a 3-D object, and says in which direction the picture becomes more likely.
-Mean-shift distillation ([Thamizharasan et al., 2025](https://arxiv.org/abs/2502.15989)) gives this advice by **mean shift**: look around $x$ at a scale λ, average what the model finds there, move to the average, and repeat with a smaller λ.
+A text-to-image model can draw a tulip. *Score distillation* makes a teacher of it: the model looks at the picture $x$ that we are optimising, perhaps rendered from a 3-D object, and says in which direction the picture becomes more likely. Mean-shift distillation ([Thamizharasan et al., 2025](https://arxiv.org/abs/2502.15989)) gives this advice by **mean shift**: look around $x$ at a scale λ, average what the model finds there, move to the average, and repeat with a smaller λ.
 
-The average over a Gaussian neighbourhood has another name. It is what a **denoiser** returns: a function $D(z;\sigma)$ that is given a noisy point $z = y + \sigma n$ and answers with the mean of all clean points $y$ that could be behind it. That is the idea to take home:
-*whatever offers a denoiser can be climbed*. A formula has one, a training set has one, a neural network learns one.
+The average over a Gaussian neighbourhood has another name. It is what a **denoiser** returns: a function $D(z;\sigma)$ that is given a noisy point $z = y + \sigma n$ and answers with the mean of all clean points $y$ that could be behind it. *Whatever offers a denoiser can be climbed.* A formula has one, a training set has one, a neural network learns one.
 """
 
 # %%
@@ -46,8 +44,7 @@ generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]
 r"""
-**Predict.** Points start on a lattice. Twelve times each is replaced by its denoised self, while λ falls from .1 to .003. The density is a tree of a thousand thin Gaussians. Three denoisers are asked: the tree's own, that of 2000 samples of it, and one that is
-pushed away from a second tree (*guidance*, chapter 06). Where will each leave the points?
+**Predict.** Points start on a lattice. Twelve times each is replaced by its denoised self, while λ falls from .1 to .003. The density is a tree of a thousand thin Gaussians. Three denoisers are asked: the tree's own, that of 2000 samples of it, and one that is pushed away from a second tree (*guidance*, chapter 04). Where will each leave the points?
 """
 
 # %%
@@ -73,17 +70,26 @@ for ax, denoise in zip(axes[1:], denoisers.values(), strict=True):
     figures.points(ax, x, figures.RED, size=6)
 figures.show(
     fig,
-    alt="Four views of the plane. First, a lattice of points over two trees drawn in ink. Then the points after twelve steps of mean "
-    "shift under three denoisers of tree A: all on its branches; guidance thins out the trunk near the root, where tree B begins.",
+    alt="Four views of the plane. First, a lattice of points over two trees drawn in "
+    "ink. Then the points after twelve steps of mean shift under three denoisers of "
+    "tree A: all on its branches; guidance thins out the trunk near the root, where "
+    "tree B begins.",
 )
 
 # %% [markdown]
 r"""
-All three put every point on a branch, though no two agree on where. The formula gathers them at forks and along limbs; the samples show their own grain; guidance clears the lower half of the trunk, next to the root where the other tree begins. The inner loop is one line, the same for all three, and in chapter 08 it is the same for Stable Diffusion.
+<details>
+<summary>Answer</summary>
+
+On branches, all of them, though no two agree on where. The formula gathers the points at forks and along limbs; the samples show their own grain; guidance clears the lower half of the trunk, next to the root where the other tree begins.
+
+</details>
+
+The inner loop is one line, the same for all three. In chapter 08 it is the same for a text-to-image model.
 
 ### Break it: begin too wide
 
-**Predict.** The same line, but λ falls from .3, and slowly, in 60 steps. Now how many places are reached?
+**Predict.** The same line, but λ falls from .3, and slowly, in 60 steps. How many places are reached now?
 """
 
 # %% tags=["break-it"]
@@ -95,7 +101,14 @@ print(f"{len(x)} points; the farthest from their mean is {spread:.1e} away")
 
 # %% [markdown]
 r"""
-One place: in a wide view the tree is a single hill, and once the points have met, nothing can part them. What the line does, when to trust it and how to lower λ is what this book is about.
+<details>
+<summary>Answer</summary>
+
+One. In a wide view the tree is a single hill, and once the points have met, nothing can part them.
+
+</details>
+
+What the line does, when to trust it and how to lower λ is what this book is about.
 
 ## Check your set-up
 
@@ -104,32 +117,43 @@ Versions and sizes first. Then a number that we know: for two points at −1 and
 
 # %% tags=["check"]
 print(
-    f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, matplotlib {matplotlib.__version__}"
+    f"Python {platform.python_version()}, torch {torch.__version__}, numpy "
+    f"{np.__version__}, matplotlib {matplotlib.__version__}"
 )
 print(
-    f"budget: {budget.NAME}; {os.cpu_count()} cores; GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
+    f"budget: {budget.NAME}; {os.cpu_count()} cores; GPU: "
+    f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
 )
 
 z = torch.linspace(-2, 2, 101, dtype=torch.float64)[:, None]
-error = (IdealDenoiser(torch.tensor([[-1.0], [1.0]], dtype=torch.float64))(z, 0.7) - torch.tanh(z / 0.7**2)).abs().max()
+error = (
+    (
+        IdealDenoiser(torch.tensor([[-1.0], [1.0]], dtype=torch.float64))(z, 0.7)
+        - torch.tanh(z / 0.7**2)
+    )
+    .abs()
+    .max()
+)
 print(f"two points: largest error {error:.1e}")
 assert error < 1e-12
 
 # %% [markdown]
 r"""
-If that printed an error near 1e-16, all is well. A GPU is not needed before chapter 08.
+If that printed an error near 1e-16, all is well. No chapter needs a GPU.
 
 ## How to read a chapter
 
-Every figure follows a question marked **Predict**. Answer it, even wrongly, before you look: that is what makes the figure stick.
-
 | sign | meaning |
 |---|---|
-| a cell that prints a *largest error* | a **check**: a derived result against an identity or a closed form. It stops the notebook if it fails |
-| "Break it" | a knob turned too far, on purpose |
-| *Erratum*, *misprint*, *convention* | boxes about the paper's text: an erratum changes results, a misprint does not, a convention is only another choice than ours. The proof is in the box, the measurement next to it |
-| ★, ★★, ★★★ | an exercise, and how hard it is. Write your code in the stub; the checker prints *not yet*, says what is wrong, or gives your error. The solution is folded away below |
+| Predict | a question to answer, even wrongly, before you look at what follows; compare with the fold *Answer* |
+| a cell with a green rim | a **check**: a derived result against an identity or a closed form. It prints its error, and stops the notebook if that is too large |
+| "Break it", a red rim | a knob turned too far, on purpose |
+| the folds *Erratum*, *Misprint*, *Convention* | about the paper's text: an erratum changes results, a misprint does not, a convention is only another choice than ours |
+| the fold *Aside* | worth knowing, needed nowhere |
+| ★, ★★, ★★★ | an exercise, and how hard it is. Write your code in the stub; the checker prints *not yet*, says in one line what is wrong, or gives your error. The solution is folded away below |
 | (8) | an equation of the paper, with its number there; ours carry their chapter, as in (M1.2) |
+
+**The minutes at the head of a chapter** add up: 180 words a minute, three quarters of what people manage in ordinary prose ([Brysbaert, 2019](https://doi.org/10.1016/j.jml.2019.104047)), 45 seconds for a displayed equation, 5 for a line of code in sight, and the minutes of the exercises as they state them. Plotting code, solutions and asides are folded and not counted.
 
 Sizes and numbers of steps come from `budget.pick(smoke=…, laptop=…, gpu=…)`. The environment variable `MSD_TEACH_BUDGET` chooses: `smoke` runs the tests in seconds, `laptop` made the published book on two cores, `gpu` uses larger sizes, the paper's where it gives them. A figure made at `smoke` says so in its corner.
 
@@ -146,13 +170,13 @@ Sizes and numbers of steps come from `budget.pick(smoke=…, laptop=…, gpu=…
 | $\lambda$ | `bandwidth` | the **standard deviation** of the Gaussian kernel around $x$ |
 | $m(x)$ | `x_next - x` | the mean-shift vector, $D(x;\lambda)-x$ |
 
-Points have shape `(*batch, *event)`. A noise level or bandwidth is a number, or a tensor whose shape is a prefix of the points' shape.
+Points have shape `(*batch, *event)`. A noise level or bandwidth is a number, or a tensor whose shape is a prefix of the points' shape. The plane is computed in float64.
 
 ## Exercises
 
 ### Exercise 0.1 · A denoiser by hand (★, 5 min)
 
-Write the denoiser of the two points −1 and +1 yourself, for tensors `z` of any shape: weigh each point by $e^{-|z-y|^2/2\sigma^2}$ and average. The checker also asks at σ = .02, where both exponentials can underflow to zero.
+Write the denoiser of the two points −1 and +1 yourself, for float64 tensors `z` of any shape: weigh each point by $e^{-|z-y|^2/2\sigma^2}$ and average. The checker also asks at σ = .02, where both exponentials can underflow to zero.
 """
 
 
@@ -166,7 +190,8 @@ checks.two_point_denoiser(two_point_denoiser)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
 def two_point_denoiser(z, sigma):
-    # The weights differ by the factor exp(2z/σ²): (e^a − e^−a)/(e^a + e^−a) with a = z/σ², which tanh computes safely.
+    # The weights differ by the factor exp(2z/σ²): the mean is (e^a − e^−a)/(e^a + e^−a)
+    # with a = z/σ², which tanh computes safely.
     return torch.tanh(z / sigma**2)
 
 
@@ -176,7 +201,7 @@ checks.two_point_denoiser(two_point_denoiser)
 r"""
 ### Exercise 0.2 · Whose bandwidth? (★, 3 min)
 
-The paper's kernel is $e^{-|x|^2/\lambda_\text{paper}^2}$; ours is $e^{-|x|^2/2\lambda^2}$. Convert.
+The paper's kernel is $e^{-|x|^2/\lambda_\text{paper}^2}$; ours is $e^{-|x|^2/2\lambda^2}$. Convert a number into a number.
 """
 
 
@@ -203,19 +228,18 @@ Replace the tree by something of yours: `spiral()`, `pinwheel()`, or points draw
 
 ## Road map
 
-| chapter | you build | here? |
+| chapter | you can then | about |
 |---|---|---|
-| 01 Climb a density by averaging | mean shift, its guarantee, its speed; the colours of a photograph | yes |
-| 02 Denoise without training anything | sampling from data without training anything | yes |
-| 03 Find out what score distillation does | SDS, and what is wrong with it, in numbers | yes |
-| 04 Sample the product of a density and a kernel | draws from density times kernel, against the exact answer | yes |
-| 05 Solve a stiff product flow | exponential steps, stiffness, clocks, inversion | yes |
-| 06 Distil by mean shift | the paper's algorithm, its controls, its figures and tables in the plane | yes |
-| 07 Train a denoiser and find its errors | a network in the place of the formula | yes |
-| 08 Use Stable Diffusion as a denoiser | the same sampler on a text-to-image model | yes |
-| 09 text to 2-D | an image from a prompt | planned |
-| 10 text to 3-D | an object from a prompt | planned |
-| 11 reproduction | every table of the paper beside ours | planned |
+| chapter 01 | explain why mean shift climbs, how fast, and where it ends | 1½ hours |
+| chapter 02 | sample from data without training anything | 2 hours |
+| chapter 03 | say what is wrong with SDS, with numbers | 1½ hours |
+| chapter 04 | sample a density times a kernel, and check it against the exact answer | 2 hours |
+| chapter 05 | choose a solver for that product, and know its error | 2 hours |
+| chapter 06 | run the paper's algorithm in the plane, and judge it | 2 hours |
+| chapter 07 | tell which errors come from learning | 1½ hours |
+| chapter 08 | use a text-to-image model as a denoiser | 2 hours |
+
+Planned: text-to-2D, text-to-3D, and every table of the paper beside ours.
 
 ## Take-aways
 

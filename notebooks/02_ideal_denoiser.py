@@ -10,9 +10,9 @@
 r"""
 # Denoise without training anything
 
-You will build the best denoiser that a training set allows, recognise it as the mean shift of chapter 01, and drive a complete diffusion sampler with it, from the plane to images of digits, without training anything.
+You will build the best denoiser that a training set allows, recognise it as the mean shift of chapter 01, and drive a complete diffusion sampler with it, from the plane to images of digits.
 
-*Hardware:* any laptop. *Time:* about half a minute of computing on two CPU cores, 90 minutes of reading and exercises. *Before this:* chapter 01.
+*Reading and exercises: 110 minutes, 60 of them for the exercises. Computing: about half a minute on two CPU cores. Before this: chapter 01.*
 """
 
 # %% [markdown]
@@ -41,7 +41,6 @@ from msd_teach import (
     fractal,
     invert,
     karras_sigmas,
-    product_denoiser,
     sample,
 )
 from msd_teach.lesson import checks, figures
@@ -68,26 +67,41 @@ generator = torch.Generator().manual_seed(2)
 p = fractal("AB")
 data = p.sample(400, generator=generator)
 speck = 1e-8 * torch.eye(2).expand(len(data), 2, 2)
-empirical = GaussianMixture(torch.ones(len(data)), data, speck)  # the training set as a density
+empirical = GaussianMixture(
+    torch.ones(len(data)), data, speck
+)  # the training set as a density
 
 levels = (0.0, 0.04, 0.15, 0.6)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes([f"σ = {sigma:g}" for sigma in levels], rows=1)
 for ax, sigma in zip(axes, levels, strict=True):
-    noisy = data + sigma * torch.randn(data.shape, dtype=data.dtype, generator=generator)
+    noisy = data + sigma * torch.randn(
+        data.shape, dtype=data.dtype, generator=generator
+    )
     if sigma:
         figures.density(ax, empirical, sigma, pixels=120)
-    figures.points(ax, noisy, figures.RED if sigma else figures.BLACK, size=3, alpha=0.6)
+    figures.points(
+        ax, noisy, figures.RED if sigma else figures.BLACK, size=3, alpha=0.6
+    )
 figures.show(
     fig,
-    alt="Four views of 400 points of a branching fractal. Without noise the branches are sharp. At σ = 0.04 twigs merge, "
-    "at 0.15 only two trunks are left, at 0.6 a round cloud. In ink behind the noisy points, the kernel density of the clean ones.",
+    alt="Four views of 400 points of a branching fractal. Without noise the branches "
+    "are sharp. At σ = 0.04 twigs merge, at 0.15 only two trunks are left, at 0.6 a "
+    "round cloud. In ink behind the noisy points, the kernel density of the clean "
+    "ones.",
 )
 
 # %% [markdown]
 r"""
-The twigs go first, the trunks last. Each level of $\sigma$ keeps the structure that is coarser than itself, and generation will run this film backwards: outline first, twigs last.
+<details>
+<summary>Answer</summary>
+
+The branches vanish first: twigs, then trunks, then the cloud becomes round.
+
+</details>
+
+Each level of $\sigma$ keeps the structure that is coarser than itself, and generation will run this film backwards: outline first, twigs last.
 
 Before we build on `log_prob(x, sigma)`, we check that it is the convolution (M2.1). In one dimension an integral is a sum over a fine grid.
 """
@@ -102,9 +116,13 @@ y = torch.linspace(-4, 4, 4001, dtype=torch.float64)
 z = torch.linspace(-3, 3, 101, dtype=torch.float64)
 worst = 0.0
 for sigma in (0.05, 0.3, 2.0):
-    kernel = torch.exp(-((z[:, None] - y) ** 2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+    kernel = torch.exp(-((z[:, None] - y) ** 2) / (2 * sigma**2)) / (
+        sigma * math.sqrt(2 * math.pi)
+    )
     convolution = kernel @ line.log_prob(y[:, None]).exp() * (y[1] - y[0])
-    worst = max(worst, (convolution - line.log_prob(z[:, None], sigma).exp()).abs().max().item())
+    worst = max(
+        worst, (convolution - line.log_prob(z[:, None], sigma).exp()).abs().max().item()
+    )
 print(f"p_σ against quadrature of (M2.1): max difference {worst:.1e}")
 assert worst < 1e-12
 
@@ -126,13 +144,11 @@ Divide by $p_\sigma(z)$ and you have Tweedie's formula ([Efron, 2011](https://do
 
 $$D(z; \sigma) - z = \sigma^2\, \nabla \log p_\sigma(z). \tag{M2.2}$$
 
-Compare it with the mean-shift vector of chapter 01, $m(x) = \lambda^2 \nabla \log p_\lambda(x)$. Nothing differs but the letter. So for *any* density
+This is (M1.1) with another letter. So for *any* density
 
 $$m(x) = D(x; \lambda) - x: \tag{M2.3}$$
 
-**one call of a denoiser is one step of mean shift.** The rest of this book lives off this line.
-
-The check takes the two sides from different places. `denoise` averages the posterior means of the mixture's components; the gradient comes from automatic differentiation of the log-density.
+**one call of a denoiser is one step of mean shift.** The rest of this book lives off this line. The check takes its sides from different places: `denoise` averages the posterior means of the mixture's components; the gradient comes from automatic differentiation.
 """
 
 # %% tags=["check"]
@@ -156,20 +172,16 @@ No network can do better on the training loss: at every $(z, \sigma)$ this *is* 
 $$D^*(z; \sigma) = \sum_i \operatorname{softmax}_i\!\Bigl(\frac{z \cdot y_i}{\sigma^2} - \frac{|y_i|^2}{2\sigma^2}\Bigr)\, y_i. \tag{M2.4}$$
 
 Read it as attention ([Vaswani et al., 2017](https://arxiv.org/abs/1706.03762)): the query is $z/\sigma^2$, the keys are the data, the values are the data again, and a bias per key stands in for the length of the key. The noise level is the temperature.
-"""
 
-# %% [markdown]
-r"""
-> **Convention: Eq. 16**
->
-> The paper writes $\mathcal N(x; y_i, \sigma(t))$ and $\mathcal N(0, \sigma(t) I)$, with the standard deviation in the last place; a few lines later it is $\mathcal N(\alpha_t x, \sigma_t^2 I)$, with the variance. In this book the variance stands there, $\sigma(t)^2 I$: this is the posterior of $z = y + \sigma n$, and (M2.2) holds for no other width.
->
-> It then says that $\sigma(t)$ takes the place of the bandwidth $\lambda$. With the paper's kernel $e^{-|x|^2/\lambda^2}$ it takes the place of $\lambda/\sqrt 2$, since $|x|^2/\lambda^2 = |x|^2/2\sigma^2$ only for $\lambda = \sqrt 2\, \sigma$. In this book $\lambda$ is a standard deviation and the remark holds as printed.
-"""
 
-# %% [markdown]
-r"""
-The sentence before that is the reason for this chapter: "Attentive readers will notice that this is in fact the discrete mean shift formula." Let us take it at its word, and write the three forms as three people would: a statistician from 1975, the author of Eq. 16, and an engineer of language models.
+<details>
+<summary>Convention: Eq. 16</summary>
+
+The paper writes $\mathcal N(x; y_i, \sigma(t))$, with the standard deviation in the last place; a few lines later it is $\mathcal N(\alpha_t x, \sigma_t^2 I)$, with the variance. Here the variance stands there: this is the posterior of $z = y + \sigma n$, and (M2.2) holds for no other width. It then says that $\sigma(t)$ takes the place of the bandwidth $\lambda$. With the paper's kernel $e^{-|x|^2/\lambda^2}$ it takes the place of $\lambda/\sqrt 2$; in this book $\lambda$ is a standard deviation and the remark holds as printed.
+
+</details>
+
+The paper says of Eq. 16: "Attentive readers will notice that this is in fact the discrete mean shift formula." Let us take it at its word, and write the three forms as three people would: a statistician from 1975, the author of Eq. 16, and an engineer of language models.
 """
 
 
@@ -180,14 +192,18 @@ def mean_shift_sum(x, points, bandwidth):  # Eq. 7 with a Gaussian kernel
 
 
 def equation_16(z, data, sigma):
-    log_normal = torch.distributions.Normal(data, sigma).log_prob(z[:, None]).sum(-1)  # (queries, data)
+    log_normal = (
+        torch.distributions.Normal(data, sigma).log_prob(z[:, None]).sum(-1)
+    )  # (queries, data)
     weight = (log_normal - log_normal.logsumexp(-1, keepdim=True)).exp()
     return (weight[..., None] * data).sum(1)
 
 
 def attention_read(z, data, sigma):  # (M2.4)
     bias = -data.square().sum(-1) / (2 * sigma**2)
-    return scaled_dot_product_attention(z, data, data, attn_mask=bias, scale=1 / sigma**2)
+    return scaled_dot_product_attention(
+        z, data, data, attn_mask=bias, scale=1 / sigma**2
+    )
 
 
 # %% [markdown]
@@ -198,11 +214,18 @@ r"""
 # %% tags=["check"]
 denoise = IdealDenoiser(data)
 for sigma in (1.0, 0.1, 0.05):
-    z = data[:100] + sigma * torch.randn(100, 2, dtype=torch.float64, generator=generator)
-    forms = [form(z, data, sigma) for form in (mean_shift_sum, equation_16, attention_read)]
+    z = data[:100] + sigma * torch.randn(
+        100, 2, dtype=torch.float64, generator=generator
+    )
+    forms = [
+        form(z, data, sigma) for form in (mean_shift_sum, equation_16, attention_read)
+    ]
     forms.append(denoise(z, sigma))
     gaps = [(a - b).abs().max().item() for i, a in enumerate(forms) for b in forms[:i]]
-    print(f"σ = {sigma:4}: largest difference between any two of the four forms {max(gaps):.1e}")
+    print(
+        f"σ = {sigma:4}: largest difference between any two of the four forms "
+        f"{max(gaps):.1e}"
+    )
     assert max(gaps) < 1e-11
 
 far = torch.tensor([[2.0, 2.0]], dtype=torch.float64)
@@ -212,7 +235,14 @@ for form in (mean_shift_sum, equation_16, attention_read):
 
 # %% [markdown]
 r"""
-They agree to rounding; the fourth is the library's `IdealDenoiser`, which is `attention_read` with the data centred. And the textbook sum is the one that breaks: far from the data each kernel value is below $10^{-308}$, the sum is $0/0$. A softmax subtracts the largest exponent first and does not care. It is the same formula and not the same program.
+<details>
+<summary>Answer</summary>
+
+To rounding, all four (the fourth is the library's `IdealDenoiser`, which is `attention_read` with the data centred). The textbook sum is the one that breaks: far from the data each kernel value is below $10^{-308}$, and the sum is $0/0$.
+
+</details>
+
+A softmax subtracts the largest exponent first and does not care. It is the same formula and not the same program.
 
 ### What does a query attend to?
 
@@ -234,11 +264,13 @@ perplexity = [torch.special.entr(attention(sigma)).sum().exp() for sigma in axis
 answers = torch.stack([attention(sigma) @ data for sigma in axis])
 
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 def attend(sigma):
     weight = attention(sigma)
     fig, (left, right) = plt.subplots(1, 2, figsize=(6.0, 3.1), width_ratios=(1.2, 1))
-    left.set(title=f"σ = {sigma:.3g}", xlim=(-1.1, 1.1), ylim=(-1.15, 1.15), aspect="equal")
+    left.set(
+        title=f"σ = {sigma:.3g}", xlim=(-1.1, 1.1), ylim=(-1.15, 1.15), aspect="equal"
+    )
     left.axis("off")
     figures.points(left, data, "0.7", size=5, alpha=1)
     left.scatter(*data.T, s=250 * weight.sqrt(), c=figures.RED, alpha=0.4, linewidths=0)
@@ -246,9 +278,21 @@ def attend(sigma):
     left.plot(*query[0], "*", color=figures.BLACK, markersize=12, zorder=5)
     left.plot(*(weight @ data), "D", color=figures.BLUE, markersize=7, zorder=6)
     left.text(-0.54, -0.75, "query z", ha="right", va="center")
-    left.text(*(weight @ data + torch.tensor([0.09, 0.0])), "D*", color=figures.BLUE, va="center", zorder=6)
+    left.text(
+        *(weight @ data + torch.tensor([0.09, 0.0])),
+        "D*",
+        color=figures.BLUE,
+        va="center",
+        zorder=6,
+    )
     right.loglog(axis, perplexity, color=figures.BLACK)
-    right.plot(sigma, torch.special.entr(weight).sum().exp(), "D", color=figures.BLUE, markersize=7)
+    right.plot(
+        sigma,
+        torch.special.entr(weight).sum().exp(),
+        "D",
+        color=figures.BLUE,
+        markersize=7,
+    )
     right.set(title="data that share the weight, $e^H$", xlabel="σ", ylim=(0.8, 700))
     return fig
 
@@ -257,13 +301,21 @@ explore(
     attend,
     sigma=[0.01, 0.03, 0.06, 0.1, 0.15, 0.25, 0.5, 2.0],
     default={"sigma": 0.15},
-    alt="Left, 400 points of the fractal with red discs for the attention weights of one query, and the answer D*. Right, the "
-    "perplexity of the weights against σ: from 1 datum at small σ to all 400 at large σ.",
+    alt="Left, 400 points of the fractal with red discs for the attention weights of "
+    "one query, and the answer D*. Right, the perplexity of the weights against σ: "
+    "from 1 datum at small σ to all 400 at large σ.",
 )
 
 # %% [markdown]
 r"""
-Hot, the softmax gives every datum the same weight and $D^*$ is the mean of the training set. Cold, it copies the nearest datum. The blue line is the road between the two, and it is not straight: on the way the answer visits the local averages of every scale.
+<details>
+<summary>Answer</summary>
+
+Hot, the softmax gives every datum the same weight, and $D^*$ is the mean of the training set. Cold, it copies the nearest datum.
+
+</details>
+
+The blue line is the road between the two. On the way the answer visits the local averages of every scale.
 
 ## From a denoiser to a flow
 
@@ -293,23 +345,50 @@ def cdf(z, sigma):  # of the one-dimensional mixture, F_σ
 
 high, low = 8.0, 0.02
 sigmas = karras_sigmas(25, low, high)[:-1]
-start = high * torch.special.ndtri(torch.linspace(1 / 30, 29 / 30, 15, dtype=torch.float64))[:, None]
-track = torch.stack(list(sample(line.denoise, start, sigmas)))[..., 0].T  # (points, levels)
+start = (
+    high
+    * torch.special.ndtri(torch.linspace(1 / 30, 29 / 30, 15, dtype=torch.float64))[
+        :, None
+    ]
+)
+track = torch.stack(list(sample(line.denoise, start, sigmas)))[
+    ..., 0
+].T  # (points, levels)
 
-grid_s, grid_u = torch.logspace(math.log10(high), math.log10(low), 160), torch.linspace(-2.3, 2.3, 200)
+grid_s, grid_u = (
+    torch.logspace(math.log10(high), math.log10(low), 160),
+    torch.linspace(-2.3, 2.3, 200),
+)
 shrink = (1 + grid_s**2).sqrt()
-image = line.log_prob((grid_u[:, None] * shrink)[..., None], grid_s.expand(200, 160)).exp()
+image = line.log_prob(
+    (grid_u[:, None] * shrink)[..., None], grid_s.expand(200, 160)
+).exp()
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(7.2, 3.4))
 ax.contourf(grid_s, grid_u, (image / image.amax(0)).sqrt(), levels=14, cmap=figures.INK)
-ax.plot(sigmas, (track / (1 + sigmas**2).sqrt()).T, color=figures.RED, linewidth=1.1, linestyle="-")
-ax.plot(sigmas, (track / (1 + sigmas**2).sqrt()).T, ".", color=figures.RED, markersize=3)
-ax.set(xscale="log", xlim=(high, low), ylim=(-2.3, 2.3), xlabel="noise level σ (falling)", ylabel="z / √(1 + σ²)")
+ax.plot(
+    sigmas,
+    (track / (1 + sigmas**2).sqrt()).T,
+    color=figures.RED,
+    linewidth=1.1,
+    linestyle="-",
+)
+ax.plot(
+    sigmas, (track / (1 + sigmas**2).sqrt()).T, ".", color=figures.RED, markersize=3
+)
+ax.set(
+    xscale="log",
+    xlim=(high, low),
+    ylim=(-2.3, 2.3),
+    xlabel="noise level σ (falling)",
+    ylabel="z / √(1 + σ²)",
+)
 figures.show(
     fig,
-    alt="A one-dimensional density drawn against the noise level: one wide bump at σ = 8 splits into three at σ = 0.02. "
-    "Fifteen red trajectories, 24 Heun steps each, run with the bumps and gather in the three modes without crossing.",
+    alt="A one-dimensional density drawn against the noise level: one wide bump at σ "
+    "= 8 splits into three at σ = 0.02. Fifteen red trajectories, 24 Heun steps each, "
+    "run with the bumps and gather in the three modes without crossing.",
 )
 
 # %% tags=["check"]
@@ -322,7 +401,14 @@ assert error < 3e-5
 
 # %% [markdown]
 r"""
-Equal steps of probability arrive crowded where the density is high, as they must: that is what "samples of $p$" means. And the quantile is kept to the solver's accuracy, with nothing compared but two closed forms.
+<details>
+<summary>Answer</summary>
+
+No: they arrive crowded where the density is high, which is what "samples of $p$" means.
+
+</details>
+
+The quantile is kept to the solver's accuracy, with nothing compared but two closed forms.
 
 ## One Euler step is DDIM
 
@@ -334,11 +420,13 @@ DDIM ([Song et al., 2021](https://arxiv.org/abs/2010.02502)) was derived quite d
 
 $$z_t' = \sqrt{\bar\alpha'}\; \underbrace{\frac{z_t - \sqrt{1 - \bar\alpha}\; \hat\epsilon}{\sqrt{\bar\alpha}}}_{\text{predicted } y} + \sqrt{1 - \bar\alpha'}\; \hat\epsilon. \tag{DDIM}$$
 
-Put $z = z_t/\sqrt{\bar\alpha}$ and $\sigma = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. The fraction is $z - \sigma\hat\epsilon$, our $D$; so $\hat\epsilon = (z - D)/\sigma$. Divide (DDIM) by $\sqrt{\bar\alpha'}$: it reads $z' = D + \sigma' (z - D)/\sigma$, which is (M2.7). The two are one method in different units, and the check runs both, each in its own.
+Put $z = z_t/\sqrt{\bar\alpha}$ and $\sigma = \sqrt{(1 - \bar\alpha)/\bar\alpha}$. The fraction is $z - \sigma\hat\epsilon$, our $D$; so $\hat\epsilon = (z - D)/\sigma$. Divide (DDIM) by $\sqrt{\bar\alpha'}$: it reads $z' = D + \sigma' (z - D)/\sigma$, which is (M2.7). One method in two units; the check runs it in both.
 """
 
 # %% tags=["check"]
-alpha_bar = torch.linspace(0.999, 0.01, 40, dtype=torch.float64).flip(0)  # from noise to data
+alpha_bar = torch.linspace(0.999, 0.01, 40, dtype=torch.float64).flip(
+    0
+)  # from noise to data
 sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
 z = sigmas[0] * torch.randn(50, 2, dtype=torch.float64, generator=generator)
 
@@ -350,7 +438,10 @@ for a, a_next, sigma in zip(alpha_bar[:-1], alpha_bar[1:], sigmas[:-1], strict=T
 
 *_, end = sample(p.denoise, z, sigmas, solver="euler")
 error = (z_t / alpha_bar[-1].sqrt() - end).abs().max().item()
-print(f"DDIM in its own variables against Euler in σ, 39 steps: max difference {error:.1e}")
+print(
+    "DDIM in its own variables against Euler in σ, 39 steps: max difference "
+    f"{error:.1e}"
+)
 assert error < 1e-11
 
 # %% [markdown]
@@ -377,25 +468,35 @@ for bandwidth in [*karras_sigmas(20, 0.06, 1.2)[:-1].tolist(), *[0.06] * 80]:
     annealed = tree.denoise(annealed, bandwidth)
 *_, sampled = sample(tree.denoise, begin, karras_sigmas(24, 0.005, 1.2))
 
-runs = {"whole steps, λ = 0.06": whole, "whole steps, λ: 1.2 → 0.06": annealed, "fractions, σ: 1.2 → 0": sampled}
+runs = {
+    "whole steps, λ = 0.06": whole,
+    "whole steps, λ: 1.2 → 0.06": annealed,
+    "fractions, σ: 1.2 → 0": sampled,
+}
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(runs), span=1.1)
-for ax, ends, size, color, marker in zip(axes, runs.values(), (30, 40, 7), figures.PALETTE, "os^", strict=False):
+for ax, ends, size, color, marker in zip(
+    axes, runs.values(), (30, 40, 7), figures.PALETTE, "os^", strict=False
+):
     ax.set(xlim=(-0.55, 1.35), ylim=(-0.5, 1.4))
     figures.density(ax, tree, 0.06 if size > 7 else 0.01, pixels=100)
     figures.points(ax, ends, color, marker, size=size, alpha=1)
 figures.show(
     fig,
-    alt="The same starting points after three procedures, over the blurred fractal tree: mean shift at a fixed bandwidth ends "
-    "on about ten modes, with a falling bandwidth on a single one, and the sampler spreads over all branches.",
+    alt="The same starting points after three procedures, over the blurred fractal "
+    "tree: mean shift at a fixed bandwidth ends on about ten modes, with a falling "
+    "bandwidth on a single one, and the sampler spreads over all branches.",
 )
 
 # %% tags=["check"]
 for name, ends in runs.items():
     height = tree.log_prob(ends, 0.06)
     cells = len((ends / 0.1).round().unique(dim=0))
-    print(f"{name:27}: {cells:3} cells of width 0.1 hold the {n} end points; highest log p_λ = {height.max():.6f}")
+    print(
+        f"{name:27}: {cells:3} cells of width 0.1 hold the {n} end points; highest "
+        f"log p_λ = {height.max():.6f}"
+    )
 step = (tree.denoise(annealed, 0.06) - annealed).norm(dim=-1).max()
 print(f"the annealed points stand still: |m| ≤ {step:.1e}")
 assert step < 1e-5
@@ -403,13 +504,20 @@ assert annealed.std(0).max() < 1e-3
 
 # %% [markdown]
 r"""
-Whole steps at a large bandwidth gather all points near the mean, and from there they all go the same way. Here the way ends on the highest of all the modes, which is luck helped by smoothness and no theorem. (On the left, after a hundred steps, some points still creep along their ridges: chapter 01 said how slow that is.) The middle panel is the embryo of mean-shift distillation: chapter 06 will start from a point of interest, with a bandwidth that is not so large.
+<details>
+<summary>Answer</summary>
+
+Whole steps with a falling bandwidth: all points end in one place. At a large bandwidth they gather near the mean, and from there they all go the same way.
+
+</details>
+
+Here the way ends on the highest of all modes, by luck and smoothness, not by a theorem. The middle panel is the embryo of mean-shift distillation: chapter 06 starts from a point of interest, with a bandwidth that is not so large.
 
 ## Heun, and what an order is worth
 
-Euler uses the slope at the start of a step. **Heun** takes that step on trial, asks for the slope at its end, and repeats the step with the mean of both ([Karras et al., 2022](https://arxiv.org/abs/2206.00364)). Two calls instead of one; the local error falls from $h^2$ to $h^3$, so the error at the end falls like $N^{-2}$ instead of $N^{-1}$. `sample` has both, and exercise 2.2 asks you for the second.
+Euler uses the slope at the start of a step. **Heun** takes that step on trial, asks for the slope at its end, and repeats the step with the mean of both ([Karras et al., 2022](https://arxiv.org/abs/2206.00364)). Two calls instead of one; the local error falls from $h^2$ to $h^3$, so the error at the end falls like $N^{-2}$ instead of $N^{-1}$.
 
-We measure the order where the truth is exact, by (M2.6): the error of the quantile on the one-dimensional mixture. Then we ask the same of the ideal denoiser of 64 points, which is a different animal. Close to $\sigma = 0$ its answer is the nearest datum, and a trajectory ends *on* a datum. So there we count how many trajectories end on another datum than a very fine solution does.
+On the one-dimensional mixture we measure the order by (M2.6), from the error of the quantile. The ideal denoiser of 64 points is a different animal. Close to $\sigma = 0$ its answer is the nearest datum, and a trajectory ends *on* a datum. So there we count how many trajectories end on another datum than those of a very fine solution.
 
 **Predict.** Are there still orders to see on the right?
 """
@@ -417,7 +525,9 @@ We measure the order where the truth is exact, by (M2.6): the error of the quant
 # %%
 few = IdealDenoiser(data[:64])
 quantile = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)[:, None]
-starts = torch.randn(pick(smoke=200, laptop=2000), 2, dtype=torch.float64, generator=generator)
+starts = torch.randn(
+    pick(smoke=200, laptop=2000), 2, dtype=torch.float64, generator=generator
+)
 *_, fine = sample(few, 5 * starts, karras_sigmas(pick(smoke=256, laptop=512), 0.002, 5))
 steps = torch.tensor(pick(smoke=[8, 16, 32, 64], laptop=[8, 16, 32, 64, 128]))
 
@@ -426,59 +536,106 @@ for solver in ("euler", "heun"):
     error[solver], astray[solver] = [], []
     for count in steps.tolist():
         *_, end = sample(
-            line.denoise, high * torch.special.ndtri(quantile), karras_sigmas(count + 1, low, high)[:-1], solver
+            line.denoise,
+            high * torch.special.ndtri(quantile),
+            karras_sigmas(count + 1, low, high)[:-1],
+            solver,
         )
-        error[solver].append((cdf(end, low) - cdf(high * torch.special.ndtri(quantile), high)).square().mean().sqrt())
+        error[solver].append(
+            (cdf(end, low) - cdf(high * torch.special.ndtri(quantile), high))
+            .square()
+            .mean()
+            .sqrt()
+        )
         *_, end = sample(few, 5 * starts, karras_sigmas(count, 0.002, 5), solver)
         astray[solver].append(((end - fine).norm(dim=-1) > 0.01).double().mean())
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, sharex=True)
-for solver, order, marker, color in (("euler", 1, "o", figures.BLUE), ("heun", 2, "s", figures.RED)):
+for solver, order, marker, color in (
+    ("euler", 1, "o", figures.BLUE),
+    ("heun", 2, "s", figures.RED),
+):
     for ax, values in ((left, error[solver]), (right, astray[solver])):
         values = torch.stack(values)
         ax.loglog(
-            steps[values > 0], values[values > 0], marker=marker, color=color, linestyle="-", label=solver.title()
+            steps[values > 0],
+            values[values > 0],
+            marker=marker,
+            color=color,
+            linestyle="-",
+            label=solver.title(),
         )
         guide = 0.5 * values[2] * (steps / steps[2]) ** -float(order)
-        ax.loglog(steps, guide, color="0.6", linestyle=(":", "--")[order - 1], linewidth=1.2, label=f"slope −{order}")
-left.set(title="smooth density", xlabel="steps", ylabel="error of the quantile (root mean square)")
-right.set(title="ideal denoiser of 64 data", xlabel="steps", ylabel="share of trajectories on another datum")
+        ax.loglog(
+            steps,
+            guide,
+            color="0.6",
+            linestyle=(":", "--")[order - 1],
+            linewidth=1.2,
+            label=f"slope −{order}",
+        )
+left.set(
+    title="smooth density",
+    xlabel="steps",
+    ylabel="error of the quantile (root mean square)",
+)
+right.set(
+    title="ideal denoiser of 64 data",
+    xlabel="steps",
+    ylabel="share of trajectories on another datum",
+)
 right.set_xticks(steps.tolist(), [str(count) for count in steps.tolist()])
 right.minorticks_off()
 left.legend(fontsize=8)
 figures.show(
     fig,
-    alt="Two log-log plots against the number of steps. Left, quantile error on a smooth mixture: Euler falls with slope −1, "
-    "Heun with slope −2. Right, share of trajectories that end on another of 64 data than a fine solution: the same slopes.",
+    alt="Two log-log plots against the number of steps. Left, quantile error on a "
+    "smooth mixture: Euler falls with slope −1, Heun with slope −2. Right, share of "
+    "trajectories that end on another of 64 data than a fine solution: the same "
+    "slopes.",
 )
 
 # %% tags=["check"]
 for solver, order in (("euler", 1), ("heun", 2)):
     values = torch.stack(error[solver])
     measured = (values[:-1] / values[1:]).log2()
-    print(f"{solver:5}: measured order from doubling to doubling", " ".join(f"{m:.2f}" for m in measured))
+    print(
+        f"{solver:5}: measured order from doubling to doubling",
+        " ".join(f"{m:.2f}" for m in measured),
+    )
     assert abs(measured[-1] - order) < 0.2
-print("64 data, share on another datum, Euler:", " ".join(f"{v:.4f}" for v in astray["euler"]))
-print("                                 Heun: ", " ".join(f"{v:.4f}" for v in astray["heun"]))
+print(
+    "64 data, share on another datum, Euler:",
+    " ".join(f"{v:.4f}" for v in astray["euler"]),
+)
+print(
+    "                                 Heun: ",
+    " ".join(f"{v:.4f}" for v in astray["heun"]),
+)
 assert astray["heun"][-1] < astray["euler"][-1]
 
 # %% [markdown]
 r"""
-The orders are there. On the right they show in an unusual currency: a trajectory is lost only if its error carries it over the watershed between two data, and the share of starts within reach of a watershed is proportional to the error. A single lost trajectory is off by a whole datum, however good the solver.
+<details>
+<summary>Answer</summary>
 
-It is tempting to call this *stiffness*. It is not, and the difference matters for chapter 05. Linearise (M2.5): a small deviation obeys
+Yes, in an unusual currency. A trajectory is lost only if its error carries it over the watershed between two data, and the share of starts within reach of a watershed is proportional to the error.
+
+</details>
+
+A single lost trajectory is off by a whole datum, however good the solver. It is tempting to call this *stiffness*. It is not, and the difference matters for chapter 05. Linearise (M2.5): a small deviation obeys
 
 $$\frac{\mathrm d\,\delta z}{\mathrm d \ln\sigma} = \Bigl(I - \frac{\operatorname{Cov}[y \mid z]}{\sigma^2}\Bigr)\, \delta z, \tag{M2.9}$$
 
-because $\partial D/\partial z = \operatorname{Cov}[y \mid z]/\sigma^2$ (exercise 2.4). A covariance is never negative, so no eigenvalue exceeds 1. Going down in $\sigma$, errors shrink at most in proportion to $\sigma$, and the factor of an Euler step, $1 - (1 - \sigma'/\sigma) \cdot \text{eigenvalue}$, is at least $\sigma'/\sigma$: it never turns negative, whatever the data, so there is no step length at which Euler would start to oscillate. What happens at a watershed is the opposite. There the covariance exceeds $\sigma^2$, the eigenvalue is negative, and deviations *grow* as $\sigma$ falls. The end of the road is harmless: near one datum, $\operatorname{Cov} = 0$, $z - y$ is proportional to $\sigma$, and Euler is exact.
+because $\partial D/\partial z = \operatorname{Cov}[y \mid z]/\sigma^2$ (exercise 2.4). A covariance is never negative, so no eigenvalue exceeds 1. Going down in $\sigma$, the factor of an Euler step, $1 - (1 - \sigma'/\sigma) \cdot \text{eigenvalue}$, is at least $\sigma'/\sigma$: there is no step length at which Euler would start to oscillate. What happens at a watershed is the opposite. There the covariance exceeds $\sigma^2$, the eigenvalue is negative, and deviations *grow* as $\sigma$ falls. The end of the road is harmless: near one datum, $\operatorname{Cov} = 0$, $z - y$ is proportional to $\sigma$, and Euler is exact.
 """
 
 # %% [markdown]
 r"""
 ## Samples of the fractal
 
-All parts are here: a denoiser, a solver, noise. The left panel shows roads of the flow with the exact denoiser of the fractal, the middle its samples. On the right runs the same sampler from the same noise, but with the ideal denoiser of the 400 training points.
+All parts are here: a denoiser, a solver, noise. The left panel shows roads of the flow with the exact denoiser of the fractal, the middle its samples. The right panel has the same sampler and the same noise, but the ideal denoiser of the 400 training points.
 
 **Predict.** How will the right panel differ from the middle one?
 """
@@ -495,27 +652,41 @@ fig, (first, second, third) = figures.planes(
     ["roads of the flow", "samples, exact denoiser", "samples, D* of 400 data"]
 )
 figures.density(first, p, pixels=200)
-figures.paths(first, [state[:60] for state in (*road, samples)], figures.RED, linewidth=0.7)
+figures.paths(
+    first, [state[:60] for state in (*road, samples)], figures.RED, linewidth=0.7
+)
 figures.points(second, samples, figures.BLUE, size=2, alpha=0.6)
 figures.points(third, memorised, figures.GREEN, "^", size=4, alpha=0.6)
 figures.show(
     fig,
-    alt=f"Left, 60 probability-flow trajectories end on a branching fractal. Middle, {n} samples with the exact denoiser fill "
-    "its branches. Right, the samples with the ideal denoiser of 400 points lie on those 400 points, with gaps between.",
+    alt="Left, 60 probability-flow trajectories end on a branching fractal. Middle, "
+    f"{n} samples with the exact denoiser fill its branches. Right, the samples with "
+    "the ideal denoiser of 400 points lie on those 400 points, with gaps between.",
 )
 
 # %% tags=["check"]
 nll = -p.log_prob(samples)
 own = -p.log_prob(p.sample(4000, generator=generator))
-print(f"mean −log p: samples {nll.mean():.3f} ± {nll.std() / n**0.5:.3f}, the density's own {own.mean():.3f}")
+print(
+    f"mean −log p: samples {nll.mean():.3f} ± {nll.std() / n**0.5:.3f}, the density's "
+    f"own {own.mean():.3f}"
+)
 nearest = torch.cdist(memorised, data).amin(-1)
-print(f"share of the D* samples within 0.001 of a training point: {(nearest < 1e-3).double().mean():.3f}")
+print(
+    "share of the D* samples within 0.001 of a training point: "
+    f"{(nearest < 1e-3).double().mean():.3f}"
+)
 assert abs(nll.mean() - own.mean()) < 5 * (nll.var() / n + own.var() / len(own)).sqrt()
 assert (nearest < 1e-3).double().mean() > 0.9
 
 # %% [markdown]
 r"""
-The middle panel has new points on the old branches; the right one has the old points. (The few per cent of D* samples that are not within 0.001 of a datum lie between two data that are closer together than the last noise level; there the last answer is their average.)
+<details>
+<summary>Answer</summary>
+
+The middle panel has new points on the old branches; the right one has the old points. (The few per cent that are not within 0.001 of a datum lie between two data that are closer together than the last noise level; there the last answer is their average.)
+
+</details>
 
 ## Break it: narrow noise, few steps
 
@@ -535,29 +706,52 @@ runs = {
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = figures.planes(list(runs))
-for ax, (sigma_max, count, solver), color in zip(axes, runs.values(), figures.PALETTE, strict=False):
-    *_, end = sample(p.denoise, sigma_max * noise, karras_sigmas(count, 0.002, sigma_max), solver)
+for ax, (sigma_max, count, solver), color in zip(
+    axes, runs.values(), figures.PALETTE, strict=False
+):
+    *_, end = sample(
+        p.denoise, sigma_max * noise, karras_sigmas(count, 0.002, sigma_max), solver
+    )
     figures.points(ax, end, color, size=2, alpha=0.6)
     nll, spread = -p.log_prob(end).mean(), end.std(0).mean()
     note = f"mean −log p = {nll:.2f}\nspread {spread:.2f}"
-    ax.text(0.03, 0.97, note, transform=ax.transAxes, va="top", fontsize=8.5, bbox={"color": "white", "alpha": 0.8})
+    ax.text(
+        0.03,
+        0.97,
+        note,
+        transform=ax.transAxes,
+        va="top",
+        fontsize=8.5,
+        bbox={"color": "white", "alpha": 0.8},
+    )
 truth = p.sample(4000, generator=generator)
-print(f"the density itself: mean −log p {-p.log_prob(truth).mean():.2f}, spread {truth.std(0).mean():.2f}")
+print(
+    f"the density itself: mean −log p {-p.log_prob(truth).mean():.2f}, spread "
+    f"{truth.std(0).mean():.2f}"
+)
 figures.show(
     fig,
-    alt="Samples of the fractal from three broken settings. With σ_max = 0.3 only the trunks near the centre are reached. "
-    "Seven Euler steps miss the thin twigs. Four Heun steps, the same number of calls, scatter points off the branches.",
+    alt="Samples of the fractal from three broken settings. With σ_max = 0.3 only the "
+    "trunks near the centre are reached. Seven Euler steps miss the thin twigs. Four "
+    "Heun steps, the same number of calls, scatter points off the branches.",
 )
 
 # %% [markdown]
 r"""
-The first run has the best score of all, far better than the truth, and is the worst set of samples: it lives in the dense trunk and leaves out the rest. A mean $-\log p$ *below the entropy* of the density is no triumph; it says that samples crowd where the density is high. Remember this when you see a table of likelihoods. (The paper's Table 2 gives DDIM −1.85 on its fractal; a class of the fractal has the entropy −1.34. Chapter 11 returns to it.)
+<details>
+<summary>Answer</summary>
 
-And Heun loses: an order is a promise about small steps. With steps this long its trial points land where the slope has nothing to do with the road, and it extrapolates from there.
+The first has the best score of all, far better than the truth, and is the worst set of samples: it lives in the dense trunk and leaves out the rest. And Heun loses to Euler.
+
+</details>
+
+A mean $-\log p$ *below the entropy* of the density is no triumph; it says that samples crowd where the density is high. Remember this when you see a table of likelihoods. (The paper's Table 2 gives DDIM −1.85 on its fractal; a class of ours has the entropy −1.34.)
+
+An order is a promise about small steps. With steps this long Heun's trial points land where the slope has nothing to do with the road, and it extrapolates from there.
 
 ## Memorisation has a ruler
 
-Why does $D^*$ give back its training data? Because it samples, exactly, the density it was built from. At the level $\sigma_{\min}$ where the solver stops, that density is $\frac1M\sum_i \mathcal N(y_i, \sigma_{\min}^2 I)$. So the sophisticated machine we built is equal in distribution to one line:
+Why does $D^*$ give back its training data? Because it samples, exactly, the density it was built from. At the level $\sigma_{\min}$ where the solver stops, that density is $\frac1M\sum_i \mathcal N(y_i, \sigma_{\min}^2 I)$. So the machine is equal in distribution to one line:
 
 `data[torch.randint(M, (n,))] + sigma_min * torch.randn(n, 2)`
 
@@ -572,43 +766,77 @@ ode, line_of_code = [], []
 for stop in stops.tolist():
     *_, end = sample(denoise, 5 * noise, karras_sigmas(32, stop, 5.0)[:-1])
     short = data[torch.randint(len(data), (n,), generator=generator)]
-    short = short + stop * torch.randn(short.shape, dtype=short.dtype, generator=generator)
+    short = short + stop * torch.randn(
+        short.shape, dtype=short.dtype, generator=generator
+    )
     ode.append(torch.cdist(end, data).amin(-1).median())
     line_of_code.append(torch.cdist(short, data).amin(-1).median())
 fresh = torch.cdist(p.sample(4000, generator=generator), data).amin(-1).median()
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.2, 3.5))
-ax.loglog(stops, ode, "o", color=figures.BLUE, markersize=7, label="32 Heun steps with D*")
-ax.loglog(stops, line_of_code, "x", color=figures.RED, markersize=8, markeredgewidth=2, label="the one-liner")
 ax.loglog(
-    stops, stops * math.sqrt(2 * math.log(2)), color="0.5", linestyle="--", label=r"$\sigma_{\min}\sqrt{2\,\ln 2}$"
+    stops, ode, "o", color=figures.BLUE, markersize=7, label="32 Heun steps with D*"
+)
+ax.loglog(
+    stops,
+    line_of_code,
+    "x",
+    color=figures.RED,
+    markersize=8,
+    markeredgewidth=2,
+    label="the one-liner",
+)
+ax.loglog(
+    stops,
+    stops * math.sqrt(2 * math.log(2)),
+    color="0.5",
+    linestyle="--",
+    label=r"$\sigma_{\min}\sqrt{2\,\ln 2}$",
 )
 ax.axhline(fresh, color=figures.GREEN, linestyle="-.", label="fresh points of p")
-ax.set(xlabel=r"$\sigma_{\min}$, where the solver stops", ylabel="median distance to nearest datum", ylim=(3e-4, 1))
+ax.set(
+    xlabel=r"$\sigma_{\min}$, where the solver stops",
+    ylabel="median distance to nearest datum",
+    ylim=(3e-4, 1),
+)
 ax.legend(fontsize=9)
 figures.show(
     fig,
-    alt="Median distance of samples to the nearest training point against the final noise level, log-log. The sampler with D* "
-    "and the one-line program coincide and follow σ times 1.18 at small σ, and bend away below it before they reach the level of fresh points.",
+    alt="Median distance of samples to the nearest training point against the final "
+    "noise level, log-log. The sampler with D* and the one-line program coincide and "
+    "follow σ times 1.18 at small σ, and bend away below it before they reach the "
+    "level of fresh points.",
 )
 
 # %% tags=["check"]
 ratio = torch.stack(ode)[:2] / (stops[:2] * math.sqrt(2 * math.log(2)))
-print("median distance / (σ_min √(2 ln 2)) at σ_min = .0005, .001:", " ".join(f"{r:.3f}" for r in ratio))
-print(f"fresh points of p: median distance to the nearest of {len(data)} data {fresh:.4f}")
+print(
+    "median distance / (σ_min √(2 ln 2)) at σ_min = .0005, .001:",
+    " ".join(f"{r:.3f}" for r in ratio),
+)
+print(
+    f"fresh points of p: median distance to the nearest of {len(data)} data {fresh:.4f}"
+)
 assert ((ratio - 1).abs() < pick(smoke=0.25, laptop=0.08)).all()
 
 # %% [markdown]
 r"""
-The circles sit on the crosses. Nothing is learned between the data: the only thing $D^*$ can put there is noise, and $\sigma_{\min}$ doses it. A real diffusion model, trained to minimise the very loss that $D^*$ minimises perfectly, would be useless if it succeeded. Its new images come from *failing* to reach $D^*$ in a fortunate manner (chapter 07); where it comes too close, it gives its training images away ([Carlini et al., 2023](https://arxiv.org/abs/2301.13188)).
+<details>
+<summary>Answer</summary>
+
+A fresh point is about 0.017 away from the nearest datum; a sample of $D^*$ is as near as $\sigma_{\min}$ makes it. The circles sit on the crosses.
+
+</details>
+
+The only thing $D^*$ can put between the data is noise, and $\sigma_{\min}$ doses it. A diffusion model that reached the minimum of its training loss would be useless. Its new images come from *failing* to reach $D^*$ in a fortunate manner (chapter 07); where it comes too close, it gives its training images away ([Carlini et al., 2023](https://arxiv.org/abs/2301.13188)).
 """
 
 # %% [markdown]
 r"""
 ## Break it: seven digits
 
-The small end of the ladder is also where arithmetic fails. In float32 a number has about seven digits. Take $\sigma = 0.002$ and data that lie around 10, as in a map whose origin is far away: the logits of (M2.4) are of size $z \cdot y/\sigma^2 \approx 200/0.000004 = 5 \cdot 10^7$, so each is rounded by several units, and a softmax feels a tenth of a unit.
+In float32 a number has about seven digits. Take $\sigma = 0.002$ and data that lie around 10, as in a map whose origin is far away: the logits of (M2.4) are of size $z \cdot y/\sigma^2 \approx 200/0.000004 = 5 \cdot 10^7$, so each is rounded by several units, and a softmax feels a tenth of a unit.
 
 **Predict.** The distances $|z - y_i|$ do not depend on the origin. Does `softmax(-cdist²)` in float32 escape?
 """
@@ -625,32 +853,54 @@ def library_form(z, data, sigma):
 
 # %% tags=["break-it"]
 levels = torch.logspace(0, -2.7, 10)
-forms = {"attention_read": attention_read, "softmax(−cdist²)": distance_form, "IdealDenoiser": library_form}
+forms = {
+    "attention_read": attention_read,
+    "softmax(−cdist²)": distance_form,
+    "IdealDenoiser": library_form,
+}
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 2, sharey=True)
 for ax, shift in zip(axes, (0.0, 10.0), strict=True):
-    for (name, form), color, marker in zip(forms.items(), figures.PALETTE, figures.MARKERS, strict=False):
+    for (name, form), color, marker in zip(
+        forms.items(), figures.PALETTE, figures.MARKERS, strict=False
+    ):
         errors = []
         for sigma in levels.tolist():
-            z = data + sigma * torch.randn(data.shape, dtype=data.dtype, generator=torch.Generator().manual_seed(0))
-            short = form((z + shift).float(), (data + shift).float(), sigma).double() - shift
+            z = data + sigma * torch.randn(
+                data.shape, dtype=data.dtype, generator=torch.Generator().manual_seed(0)
+            )
+            short = (
+                form((z + shift).float(), (data + shift).float(), sigma).double()
+                - shift
+            )
             errors.append((short - equation_16(z, data, sigma)).abs().max() / sigma)
         ax.loglog(levels, errors, marker=marker, color=color, label=name)
-        print(f"data around {shift:g}, σ = {sigma:.3f}: {name:17} max |D32 − D64|/σ = {errors[-1]:.1e}")
+        print(
+            f"data around {shift:g}, σ = {sigma:.3f}: {name:17} max |D32 − D64|/σ = "
+            f"{errors[-1]:.1e}"
+        )
     ax.axhline(0.02, color="0.6", linewidth=1, linestyle=":")
     ax.set(title=f"data around {shift:g}", xlabel="σ", xlim=(1.3, 0.0015))
 axes[0].set_ylabel("max |D32 − D64| / σ")
 axes[0].legend(fontsize=8)
 figures.show(
     fig,
-    alt="Error of three float32 denoisers against float64, in units of σ, as σ falls from 1 to 0.002. Around the origin two "
-    "plain forms come near 0.01; with data around 10 they pass 1, while IdealDenoiser stays below 0.02.",
+    alt="Error of three float32 denoisers against float64, in units of σ, as σ falls "
+    "from 1 to 0.002. Around the origin two plain forms come near 0.01; with data "
+    "around 10 they pass 1, while IdealDenoiser stays below 0.02.",
 )
 
 # %% [markdown]
 r"""
-It does not escape: for more than a few points `torch.cdist` itself expands the square into a matrix product. The cure is one subtraction. Move the origin to the mean of the data before you square anything; distances do not notice, logits shrink. `IdealDenoiser` does this, and on the CPU it turns to float64 below $\sigma = 0.004$ times the radius of the data (the drop on the left), which keeps it under the dotted line, $0.02\,\sigma$. What error is left at "around 10" was there before we began: a float32 near 10 is only known to $5 \cdot 10^{-7}$.
+<details>
+<summary>Answer</summary>
+
+No: for more than a few points `torch.cdist` itself expands the square into a matrix product.
+
+</details>
+
+The cure is one subtraction: move the origin to the mean of the data before you square anything. Distances do not notice, logits shrink. `IdealDenoiser` does this, and on the CPU it turns to float64 below $\sigma = 0.004$ times the radius of the data (the drop on the left), which keeps it under the dotted line, $0.02\,\sigma$. What error is left at "around 10" was there before we began: a float32 near 10 is only known to $5 \cdot 10^{-7}$.
 
 ## There and back
 
@@ -682,7 +932,14 @@ for solver, order in (("euler", 1), ("heun", 3)):
 
 # %% [markdown]
 r"""
-About 1 for Euler, and about **3** for Heun, one better than the method. A Heun step from $\sigma$ to $\sigma + h$ makes the local error $Ch^3 + O(h^4)$, the step back makes $C(-h)^3 + O(h^4)$: the odd powers cancel, $N$ steps leave $N h^4 \sim N^{-3}$. For Euler the local error is $Ch^2$, both signs are equal, and nothing cancels. A round trip is thus a flattering test. It tells you that the encoding is consistent, not that the encoded noise is right to third order.
+<details>
+<summary>Answer</summary>
+
+About **3**, one better than the method, and about 1 for Euler.
+
+</details>
+
+A Heun step from $\sigma$ to $\sigma + h$ makes the local error $Ch^3 + O(h^4)$, the step back makes $C(-h)^3 + O(h^4)$: the odd powers cancel, $N$ steps leave $N h^4 \sim N^{-3}$. For Euler the local error is $Ch^2$, both signs are equal, and nothing cancels. A round trip is a flattering test: the encoded noise itself is not right to third order.
 
 ## The same function in 64 dimensions
 
@@ -701,11 +958,18 @@ ladder = (0.1, 0.4, 0.8, 1.5, 3.0, 8.0)
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(4, 7, figsize=(7.2, 4.3))
 for row, digit in ((0, train[4]), (2, held_out[9])):
-    texture = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    texture = torch.randn(
+        8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     noisy = [digit, *(digit + sigma * texture for sigma in ladder)]
-    answers = [digit, *(digit_denoiser(z, sigma) for z, sigma in zip(noisy[1:], ladder, strict=True))]
+    answers = [
+        digit,
+        *(digit_denoiser(z, sigma) for z, sigma in zip(noisy[1:], ladder, strict=True)),
+    ]
     for column, (z, answer) in enumerate(zip(noisy, answers, strict=True)):
-        axes[row, column].imshow(z, cmap="gray_r", vmin=z.min().clamp(max=-1), vmax=z.max().clamp(min=1))
+        axes[row, column].imshow(
+            z, cmap="gray_r", vmin=z.min().clamp(max=-1), vmax=z.max().clamp(min=1)
+        )
         if column:
             axes[row + 1, column].imshow(answer, cmap="gray_r", vmin=-1, vmax=1)
 for ax in axes.flat:
@@ -713,47 +977,76 @@ for ax in axes.flat:
     ax.spines[:].set_visible(False)
 for column, name in enumerate(["clean", *(f"σ = {sigma:g}" for sigma in ladder)]):
     axes[0, column].set_title(name, loc="center")
-for row, name in enumerate(("in the training set\nnoisy z", "D*(z; σ)", "held out\nnoisy z", "D*(z; σ)")):
+for row, name in enumerate(
+    ("in the training set\nnoisy z", "D*(z; σ)", "held out\nnoisy z", "D*(z; σ)")
+):
     axes[row, 0].set_ylabel(name, fontsize=9)
 figures.show(
     fig,
-    alt="Two handwritten digits with growing noise and the ideal denoiser's answers. The training digit is recovered exactly up "
-    "to moderate noise. The held-out digit is replaced by another training digit even at σ = 0.1. At σ = 8 both give a blurred mean.",
+    alt="Two handwritten digits with growing noise and the ideal denoiser's answers. "
+    "The training digit is recovered exactly up to moderate noise. The held-out digit "
+    "is replaced by another training digit even at σ = 0.1. At σ = 8 both give a "
+    "blurred mean.",
 )
 
 # %% [markdown]
 r"""
-With hardly any noise the best answer for an unknown digit is the noisy picture itself. $D^*$ returns *somebody else's* digit: under the density it was built from, no other explanation exists. How much that costs is a curve. The errors on training and on held-out digits are equal as long as the answer is an average of many. Below $\sigma \approx 2$ they part, and below 0.3 it would have been better to do nothing.
+<details>
+<summary>Answer</summary>
+
+*Somebody else's* digit: under the density it was built from, no other explanation exists. The best answer would be the noisy picture itself.
+
+</details>
+
+How much that costs is a curve. The errors on training and on held-out digits are equal as long as the answer is an average of many. Below $\sigma \approx 2$ they part, and below 0.3 it would have been better to do nothing.
 """
 
 # %%
 axis = torch.logspace(-1.3, 1, 16)
 loss = {"training digits": [], "held-out digits": []}
 for sigma in axis.tolist():
-    for name, digits in (("training digits", train[: len(held_out)]), ("held-out digits", held_out)):
+    for name, digits in (
+        ("training digits", train[: len(held_out)]),
+        ("held-out digits", held_out),
+    ):
         texture = torch.randn(digits.shape, dtype=torch.float64, generator=generator)
-        loss[name].append((digit_denoiser(digits + sigma * texture, sigma) - digits).square().mean().sqrt())
+        loss[name].append(
+            (digit_denoiser(digits + sigma * texture, sigma) - digits)
+            .square()
+            .mean()
+            .sqrt()
+        )
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6.2, 3.3))
-for (name, values), color, marker in zip(loss.items(), (figures.BLUE, figures.RED), ("o", "s"), strict=True):
+for (name, values), color, marker in zip(
+    loss.items(), (figures.BLUE, figures.RED), ("o", "s"), strict=True
+):
     ax.loglog(axis, values, marker=marker, color=color, linestyle="-", label=name)
 ax.loglog(axis, axis, color="0.5", linestyle="--", label="doing nothing")
 ax.set(xlabel="σ", ylabel="error of a pixel (root mean square)", ylim=(1e-2, 3))
 ax.legend(fontsize=9)
 figures.show(
     fig,
-    alt="Root mean square error of the ideal denoiser on digits against the noise level. Above σ = 2 training and held-out "
-    "digits agree; below 1 the training error drops to zero and the held-out error stays near 0.3, above doing nothing for σ below 0.3.",
+    alt="Root mean square error of the ideal denoiser on digits against the noise "
+    "level. Above σ = 2 training and held-out digits agree; below 1 the training "
+    "error drops to zero and the held-out error stays near 0.3, above doing nothing "
+    "for σ below 0.3.",
 )
 
 # %% [markdown]
 r"""
-Now generate. The rows show three starts of pure noise; the columns are $D(z_\sigma; \sigma)$ along the flow, the guess of the moment, then the sample and the training digit next to it.
+Now generate. Each row starts from pure noise; the columns are $D(z_\sigma; \sigma)$ along the flow, then the sample and the training digit next to it.
 """
 
 # %%
-noise = torch.randn(pick(smoke=50, laptop=500), 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+noise = torch.randn(
+    pick(smoke=50, laptop=500),
+    8,
+    8,
+    dtype=torch.float64,
+    generator=torch.Generator().manual_seed(5),
+)
 sigmas = karras_sigmas(32, 0.01, 40.0)
 *states, born = sample(digit_denoiser, 40 * noise, sigmas)
 closest = torch.cdist(born.flatten(1), train.flatten(1)).argmin(-1)
@@ -764,41 +1057,29 @@ chosen, rows = (0, 9, 13, 16, 18, 20, 23), (2, 6, 13)
 fig, axes = plt.subplots(3, len(chosen) + 2, figsize=(7.2, 2.7))
 for row, k in enumerate(rows):
     guesses = [digit_denoiser(states[i][k], sigmas[i].item()) for i in chosen]
-    for ax, picture in zip(axes[row], [*guesses, born[k], train[closest[k]]], strict=True):
+    for ax, picture in zip(
+        axes[row], [*guesses, born[k], train[closest[k]]], strict=True
+    ):
         ax.imshow(picture, cmap="gray_r", vmin=-1, vmax=1)
         ax.axis("off")
-for ax, title in zip(axes[0], [f"{sigmas[i]:.2g}" for i in chosen] + ["sample", "datum"], strict=True):
+for ax, title in zip(
+    axes[0], [f"{sigmas[i]:.2g}" for i in chosen] + ["sample", "datum"], strict=True
+):
     ax.set_title(title, loc="center", fontsize=9)
 figures.show(
     fig,
-    alt="Three digits emerge from noise: the denoiser's guess at noise levels from 40 to about 0.25 goes from one blurred "
-    "mean to a sharp digit, then the finished sample and the nearest training digit, which is the same picture.",
+    alt="Three digits emerge from noise: the denoiser's guess at noise levels from 40 "
+    "to about 0.25 goes from one blurred mean to a sharp digit, then the finished "
+    "sample and the nearest training digit, which is the same picture.",
 )
 
 # %% tags=["check"]
 gap = (born - train[closest]).abs().amax((1, 2))
 print(
-    f"{len(born)} samples: {len(closest.unique())} different digits; {(gap < 1e-6).double().mean():.1%} equal a training digit"
+    f"{len(born)} samples: {len(closest.unique())} different digits; "
+    f"{(gap < 1e-6).double().mean():.1%} equal a training digit"
 )
 assert (gap < 1e-6).double().mean() > 0.95
-
-# %% [markdown]
-r"""
-## Outlook: half a picture
-
-One thing more falls out of (M2.3). Suppose you want samples of $p$ *near a point* $x$, from the density $q(y) \propto p(y)\, \mathcal N(y; x, \lambda^2 I)$. Seeing $y$ through noise $\sigma$ as $z$, and through noise $\lambda$ as $x$, is as good as seeing it once, a little better. So $q$ has a denoiser made of $D$, which chapter 04 derives, and the sampler of this chapter takes it without a change. The mean of all those samples is already known: it is one call, $D(x; \lambda)$.
-"""
-
-# %% tags=["check"]
-x, bandwidth = torch.tensor([0.35, 0.2], dtype=torch.float64), 0.2
-near = product_denoiser(p.denoise, x, bandwidth)
-n = pick(smoke=300, laptop=1000)
-begin = p.denoise(x, bandwidth) + 5 * torch.randn(n, 2, dtype=torch.float64, generator=generator)
-*_, y = sample(near, begin, karras_sigmas(24, 0.002, 5.0))
-deviation = (y.mean(0) - p.denoise(x, bandwidth)).norm() / (y.var(0).sum() / n).sqrt()
-print(f"mean of {n} samples {y.mean(0).numpy().round(3)}, one call D(x; λ) {p.denoise(x, bandwidth).numpy().round(3)}")
-print(f"their distance is {deviation:.2f} standard errors")
-assert deviation < 4
 
 # %% [markdown]
 r"""
@@ -806,7 +1087,7 @@ r"""
 
 ### Exercise 2.1 · The language of noise (★, 10 min)
 
-Most networks predict the noise. Write $\hat\epsilon$ for a variance-preserving input $z_t = \sqrt{\bar\alpha}\, y + \sqrt{1 - \bar\alpha}\, n$, given a denoiser in our form. The paper's formula below Eq. 16 has $(z_t - D^*)/\sigma_t$ in this place: what is missing? (That formula also lacks "$- \epsilon$"; chapter 03 shows what this costs.)
+Most networks predict the noise. Write $\hat\epsilon$, for a variance-preserving input $z_t = \sqrt{\bar\alpha}\, y + \sqrt{1 - \bar\alpha}\, n$, given a denoiser in our form; `alpha_bar` is a number, `z_t` a float64 tensor (n, d). The paper's formula below Eq. 16 has $(z_t - D^*)/\sigma_t$ in this place: what is missing? (That formula also lacks "$- \epsilon$"; chapter 03 shows what this costs.)
 """
 
 
@@ -831,7 +1112,7 @@ checks.noise_prediction(predict_noise)
 r"""
 ### Exercise 2.2 · Heun's step (★★, 10 min)
 
-Write one step of Heun's method for (M2.5) from the level `here` down to `there` > 0. Why can the last step, to $\sigma = 0$, not be a Heun step?
+Write one step of Heun's method for (M2.5) from the level `here` down to `there` > 0, both plain numbers. Why can the last step, to $\sigma = 0$, not be a Heun step?
 """
 
 
@@ -847,7 +1128,9 @@ checks.heun_step(heun_step)
 def heun_step(denoise, z, here, there):
     slope = (z - denoise(z, here)) / here
     trial = z + (there - here) * slope
-    slope_there = (trial - denoise(trial, there)) / there  # divides by `there`: no slope at σ = 0
+    slope_there = (
+        trial - denoise(trial, there)
+    ) / there  # divides by `there`: no slope at σ = 0
     return z + (there - here) * (slope + slope_there) / 2
 
 
@@ -857,7 +1140,7 @@ checks.heun_step(heun_step)
 r"""
 ### Exercise 2.3 · Where should the sampler stop? (★★, 20 min)
 
-If it stops too early the samples are blurred, too late and they are copies. Choose $\sigma_{\min}$ by asking each datum how likely *the others* find it. Write `leave_one_out(data, sigma)`: for each of the M data (M, d), the logarithm of the kernel density of all other data at that point, with all constants. The solution then picks the best $\sigma_{\min}$ for our 400 points and compares the densities on fresh points.
+A sampler that stops too early blurs, too late it copies. Choose $\sigma_{\min}$ by asking each datum how likely *the others* find it. Write `leave_one_out(data, sigma)`: for each of the M data (M, d), the logarithm of the kernel density of all other data at that point, with all constants. The solution then picks the best $\sigma_{\min}$ for our 400 points and compares the densities on fresh points.
 """
 
 
@@ -874,7 +1157,11 @@ def leave_one_out(data, sigma):
     M, d = data.shape
     exponent = -torch.cdist(data, data).square() / (2 * sigma**2)
     exponent.fill_diagonal_(-math.inf)
-    return exponent.logsumexp(-1) - math.log(M - 1) - d / 2 * math.log(2 * math.pi * sigma**2)
+    return (
+        exponent.logsumexp(-1)
+        - math.log(M - 1)
+        - d / 2 * math.log(2 * math.pi * sigma**2)
+    )
 
 
 checks.leave_one_out(leave_one_out)
@@ -882,7 +1169,10 @@ candidates = torch.logspace(-2.5, -0.5, 41).tolist()
 best = max(candidates, key=lambda sigma: leave_one_out(data, sigma).mean().item())
 print(f"best σ_min {best:.3f}: mean −log p_σ on fresh points")
 for sigma in (best / 4, best, 4 * best):
-    print(f"  σ_min = {sigma:.3f}: {-empirical.log_prob(p.sample(4000, generator=generator), sigma).mean():.3f}")
+    print(
+        f"  σ_min = {sigma:.3f}: "
+        f"{-empirical.log_prob(p.sample(4000, generator=generator), sigma).mean():.3f}"
+    )
 
 # %% [markdown]
 r"""
@@ -902,7 +1192,8 @@ checks.posterior_covariance(posterior_covariance)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true}
 def posterior_covariance(z, data, sigma):
-    # ∂w_i/∂z = w_i (y_i − D)/σ², so σ² ∂D/∂z = Σ w_i y_i (y_i − D)ᵀ = Σ w_i (y_i − D)(y_i − D)ᵀ.
+    # ∂w_i/∂z = w_i (y_i − D)/σ², so σ² ∂D/∂z = Σ w_i y_i (y_i − D)ᵀ;
+    # Σ w_i (y_i − D) = 0 lets us subtract D from the first y_i, too.
     weight = (-torch.cdist(z, data).square() / (2 * sigma**2)).softmax(-1)
     residual = data - (weight @ data)[:, None]
     return torch.einsum("ni,nij,nik->njk", weight, residual, residual)
@@ -911,16 +1202,21 @@ def posterior_covariance(z, data, sigma):
 checks.posterior_covariance(posterior_covariance)
 grid = figures.lattice(61, 1.2)
 for sigma in (0.3, 0.1, 0.03):
-    growth = torch.linalg.eigvalsh(posterior_covariance(grid, data[:64], sigma))[:, -1] / sigma**2 - 1
+    growth = (
+        torch.linalg.eigvalsh(posterior_covariance(grid, data[:64], sigma))[:, -1]
+        / sigma**2
+        - 1
+    )
     print(
-        f"σ = {sigma}: deviations grow by e^(rate·Δln σ), largest rate {growth.max():.1f}; on {(growth > 0).double().mean():.0%} of the grid"
+        f"σ = {sigma}: deviations grow by e^(rate·Δln σ), largest rate "
+        f"{growth.max():.1f}; on {(growth > 0).double().mean():.0%} of the grid"
     )
 
 # %% [markdown]
 r"""
 ### Open task 2 · A denoiser that cannot memorise
 
-$D^*$ compares whole images. Build one for the digits that compares *patches*: for every pixel, attention over all 3 × 3 (or 5 × 5) patches of all training digits, at all positions or only nearby ones, and the centre pixel of the patch as value. It is still ideal, under a constraint that a convolutional network obeys. Are its samples new? Are they digits? Plot novelty (distance to the nearest datum) against quality (a classifier's confidence) as the patch grows from 1 × 1 to 8 × 8; [Kamb and Ganguli (2025)](https://arxiv.org/abs/2412.20292) suggests what to expect.
+$D^*$ compares whole images. Build one for the digits that compares *patches*: for every pixel, attention over all 3 × 3 (or 5 × 5) patches of all training digits, and the centre pixel of the patch as value. It is still ideal, under a constraint that a convolutional network obeys. Are its samples new? Are they digits? Plot novelty (distance to the nearest datum) against quality (a classifier's confidence) as the patch grows from 1 × 1 to 8 × 8; [Kamb and Ganguli (2025)](https://arxiv.org/abs/2412.20292) suggests what to expect.
 """
 
 # %% [markdown]
@@ -935,5 +1231,5 @@ r"""
 
 ## What's next
 
-You can now sample from a density if you have its denoiser. Chapter 03 asks for a different thing, one *point* that a diffusion model likes, and looks at the field's usual answer, score distillation sampling: it uses the same $D$ at a noisy version of the point, and the price of that will be measured.
+Chapter 03 asks for one *point* that a diffusion model likes, and looks at the field's usual answer, score distillation sampling: it uses the same $D$ at a noisy version of the point, and the price of that will be measured.
 """

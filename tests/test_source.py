@@ -15,6 +15,9 @@ import pytest
 import yaml
 from jupytext.config import load_jupytext_config
 
+from book.length import MOST_WORDS, exercises, minutes, words
+from book.length import prose as text
+
 ROOT = Path(__file__).parent.parent
 HEADER = """\
 # ---
@@ -26,13 +29,24 @@ HEADER = """\
 # ---
 """
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.py"))
+# Chapters that are still to be cut to their length, their answers folded, their lines to 88 columns: leave this set empty.
+TO_COME = {"05_stable_solver", "06_mean_shift_distillation", "08_stable_diffusion"}
 EXERCISE = re.compile(r"^### Exercise \d+\.\d+ · .+ \(★{1,3}, \d+ min\)$", re.M)
+STATED = r"^\*Reading and exercises: (\d+) minutes, (\d+) of them for the exercises\."
+COLUMNS = 88
 Cells = list[nbformat.NotebookNode]
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
 def chapter(request: pytest.FixtureRequest) -> Path:
     return request.param
+
+
+@pytest.fixture
+def edited(chapter: Path) -> Path:
+    if chapter.stem in TO_COME:
+        pytest.skip("still to come")
+    return chapter
 
 
 @pytest.fixture
@@ -128,8 +142,32 @@ def test_cells_are_short_and_plain(cells: Cells):
     for cell in cells:
         if cell.cell_type == "code":
             lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
-            assert len(lines) <= 25, f"{len(lines)} lines:\n{cell.source}"
+            most = 65 if "hide-input" in cell.metadata.get("tags", []) else 25
+            assert len(lines) <= most, f"{len(lines)} lines:\n{cell.source}"
             assert not re.search(r"^\s*[%!]", cell.source, re.M), f"a magic:\n{cell.source}"
+
+
+def test_code_fits_a_page_of_1280_pixels(edited: Path, cells: Cells):
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert not [line for line in code.splitlines() if len(line) > COLUMNS], edited
+
+
+def test_words(edited: Path):
+    assert words(text(jupytext.read(edited, fmt="py:percent"))) <= MOST_WORDS
+
+
+def test_the_minutes_add_up(edited: Path, cells: Cells):
+    """Stated to the nearest five, and the exercises' as they state them."""
+    chapter = jupytext.read(edited, fmt="py:percent")
+    stated = re.search(STATED, cells[0].source, re.M)
+    assert stated and int(stated[1]) == 5 * round(minutes(chapter) / 5)
+    assert int(stated[2]) == exercises(text(chapter))
+
+
+def test_every_prediction_has_a_folded_answer(edited: Path, cells: Cells):
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    steps = re.findall(r"\*\*(Predict)\b|<summary>(Answer)</summary>", prose)
+    assert [one or other for one, other in steps] == ["Predict", "Answer"] * (len(steps) // 2), edited
 
 
 def test_a_save_in_jupyterlab_leaves_the_file_as_it_is(chapter: Path):
@@ -140,9 +178,11 @@ def test_a_save_in_jupyterlab_leaves_the_file_as_it_is(chapter: Path):
 
 def test_cells_are_formatted(chapter: Path):
     notebook = jupytext.writes(jupytext.read(chapter, fmt="py:percent"), fmt="ipynb")
-    ruff = [Path(sys.executable).with_name("ruff"), "format", "--diff", "--stdin-filename", "chapter.ipynb", "-"]
+    width = [] if chapter.stem in TO_COME else [f"--line-length={COLUMNS}"]
+    ruff = [Path(sys.executable).with_name("ruff"), "format", *width]
+    ruff += ["--diff", "--stdin-filename", "chapter.ipynb", "-"]
     run = subprocess.run(ruff, input=notebook, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + f'\nTo repair: jupytext --pipe "ruff format -" {chapter.name}'
+    assert run.returncode == 0, run.stdout + "\nTo repair: make format"
 
 
 def test_the_book_has_every_chapter():

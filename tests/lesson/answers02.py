@@ -74,6 +74,11 @@ def second_moment(z, data, sigma):
     return torch.einsum("ni,ij,ik->njk", weight, data, data)
 
 
+def scatter_around_z(z, data, sigma):
+    weight = (-torch.cdist(z, data).square() / (2 * sigma**2)).softmax(-1)
+    return torch.einsum("ni,nij,nik->njk", weight, data - z[:, None], data - z[:, None])
+
+
 WRONG = [
     (checks.noise_prediction, noise_without_alpha, "factor α"),
     (checks.noise_prediction, noise_in_the_wrong_units, "expects z"),
@@ -90,5 +95,6 @@ WRONG = [
         "constant",
     ),
     (checks.posterior_covariance, second_moment, "second moment"),
+    (checks.posterior_covariance, scatter_around_z, "not from z"),
     (checks.posterior_covariance, lambda z, data, sigma: covariance(z, data, sigma) / sigma**2, "σ² is missing"),
 ]

@@ -50,6 +50,7 @@ WRONG = [
     (checks.heun_factor, factor_with_one_rate, "rate of its own"),
     (checks.heun_factor, lambda here, there, b: 1 - (here - there) * (here + there) / 2 / b**2, "predicted point"),
     (checks.strang, lambda *a: splitting(*a, before=0.0, after=1.0), "Lie"),
+    (checks.strang, lambda *a: splitting(*a, after=0.0), "second half step"),
     (checks.strang, lambda *a: splitting(*a, before=1.0, after=1.0), "one whole one"),
     (checks.noised_kernel_clock, lambda s, b: s**2 / 2, "clean kernel"),
     (checks.noised_kernel_clock, lambda s, b: clock(s, b) / b**2, "factor λ²"),

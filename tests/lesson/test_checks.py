@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,14 +43,19 @@ MISTAKES = [
     ("two_point_denoiser", lambda z, sigma: z.sign(), "nearest"),
     ("bandwidth_from_paper", lambda theirs: theirs * math.sqrt(2), "smaller"),
     ("bandwidth_from_paper", lambda theirs: theirs / 2, "root"),
+    ("bandwidth_from_paper", lambda theirs: theirs, "unchanged"),
     ("bandwidth_from_paper", lambda theirs: None, "return"),
     ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h / math.sqrt(2)), "standard deviation"),
     ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h) - x, "x' = x|new point"),
     ("mean_shift_step", lambda x, points, h: points.mean(0), "shape"),
+    ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h).T, "another order"),
+    ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h).sum(), "one number"),
+    ("mean_shift_step", lambda x, points, h: softmax_step(x, points, h).float(), "float32"),
     ("mean_shift_step", unsafe_step, "NaN or infinity"),
     ("merging_bandwidth", lambda a, s: a - s, "variances"),
     ("merging_bandwidth", lambda a, s: a, "width"),
     ("merging_bandwidth", lambda a, s: a * a - s * s, "square of the bandwidth"),
+    ("merging_bandwidth", lambda a, s: torch.ones(3), "One number"),
     ("best_step", lambda J: 1 / (1 - torch.linalg.eigvalsh(J)[-1]), "overshoots"),
     ("best_step", lambda J: 2 / (1 - torch.linalg.eigvalsh(J)[0]), "still converges"),
     ("best_step", lambda J: 1.0, "gain"),
@@ -62,12 +68,14 @@ WRONG = [(getattr(checks, name), wrong, hint) for name, wrong, hint in MISTAKES]
 WRONG += [triple for chapter in CHAPTERS for triple in chapter.WRONG]
 
 
-def test_every_checker_is_asked_in_a_chapter_and_knows_a_mistake() -> None:
+def test_every_checker_is_asked_in_a_chapter_and_knows_three_mistakes() -> None:
     """Its right answer is the chapter's solution, which every execution gives to it."""
     chapters = "".join(path.read_text() for path in (Path(__file__).parents[2] / "notebooks").glob("*.py"))
     for name in checks.__all__:
         assert chapters.count(f"\nchecks.{name}(") == 2, name  # under the stub and under the solution
-    assert {check.__name__ for check, _, _ in WRONG} == set(checks.__all__)
+    hints = Counter(name for name, _ in {(check.__name__, hint) for check, _, hint in WRONG})
+    assert set(hints) == set(checks.__all__)
+    assert not [name for name, count in hints.items() if count < 3]
 
 
 @pytest.mark.parametrize(("check", "wrong", "hint"), WRONG)
@@ -112,7 +120,8 @@ def shell():
         ("a - s", "wrong: a = 1, s = 0.3: the largest error is", ("Traceback", "math.sqrt(a * a - s * s)", "mistakes")),
         ("a / unknown", "NameError", ("math.sqrt(a * a - s * s)", "mistakes", "compare(")),
         ("'wide'", "wrong: merging_bandwidth: what your function returns cannot be judged", ("Traceback", "mistakes")),
-        ("torch.ones(3)", "wrong: a = 1, s = 0.3: the shape is (3,); it must be ()", ("Traceback", "mistakes")),
+        ("torch.ones(3)", "wrong: a = 1, s = 0.3: the shape is (3,); it must be ().", ("Traceback", "mistakes")),
+        ("torch.sqrt(a)", "This argument is a plain number", ("math.sqrt(a * a - s * s)", "mistakes", "compare(")),
         ("None", "your function returns None", ("Traceback", "mistakes")),
     ],
 )
@@ -120,7 +129,14 @@ def test_a_notebook_does_not_show_the_solution(shell, capsys, body: str, shown: 
     shell.run_cell(f"def mine(a, s):\n    return {body}\nchecks.merging_bandwidth(mine)")
     seen = re.sub(r"\x1b\[[0-9;]*m", "", "".join(capsys.readouterr()))  # without colours
     assert shown in seen and not [text for text in hidden if text in seen], seen
-    assert ("return a / unknown" in seen) == ("unknown" in body), "an error of one's own shows one's own line"
+    own = "unknown" in body or "sqrt" in body
+    assert (f"return {body}" in seen) == own, "an error of one's own shows one's own line"
+
+
+def test_a_mixture_of_kinds_of_float_is_explained() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        checks.mean_shift_step(lambda x, points, bandwidth: torch.ones(len(x), len(points)) @ points)
+    assert "dtype=torch.float64" in raised.value.__notes__[0]
 
 
 def test_an_error_just_above_the_allowed_one_does_not_look_below_it() -> None:

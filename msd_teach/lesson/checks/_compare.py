@@ -14,6 +14,13 @@ from torch import Tensor
 
 Exercise = Callable[..., Any]
 
+# What torch says of a slip, and what it means here.
+SLIPS = {
+    "must be Tensor, not float": "This argument is a plain number: use `math`, or arithmetic.",
+    "must be Tensor, not int": "This argument is a plain number: use `math`, or arithmetic.",
+    "same dtype": "The points here are float64; a tensor that you make is float32 unless you say `dtype=torch.float64`.",
+}
+
 
 class Wrong(AssertionError):
     """A wrong answer. A notebook shows its one line: a traceback would print the checker, and with it the solution."""
@@ -59,6 +66,9 @@ def checker(check: Callable[[Exercise], None]) -> Callable[[Exercise], None]:
             )
             return
         assert raised is not None
+        for said, hint in SLIPS.items():
+            if said in str(raised):
+                raised.add_note(hint)
         trace = raised.__traceback__  # of an error inside fn: the line of `returning`, then its own
         raise raised.with_traceback(None if trace is None else trace.tb_next) from None
 
@@ -87,17 +97,32 @@ def compare(
     """
     target = torch.as_tensor(want, dtype=torch.float64)
     value = torch.as_tensor(got, dtype=torch.float64).detach()
-    assert value.shape == target.shape, f"{name}: the shape is {tuple(value.shape)}; it must be {tuple(target.shape)}"
+    if value.shape != target.shape:
+        said = f"{name}: the shape is {tuple(value.shape)}; it must be {tuple(target.shape)}."
+        raise AssertionError(" ".join([said, *_about_shapes(value, target)]))
     assert value.isfinite().all(), (
         f"{name}: the result contains NaN or infinity; does an exponential under- or overflow?"
     )
     error = _distance(value, target)
     if error > tolerance:
         hints = [hint for hint, wrong in (mistakes or {}).items() if _distance(value, wrong) <= tolerance]
+        short = isinstance(got, Tensor) and got.dtype == torch.float32
+        if short and error < 1e-5 * max(1.0, float(target.abs().max())):
+            hints.append("It is float32, which has seven digits; the inputs are float64: what turned them?")
         digits = next(d for d in range(2, 18) if f"{error:.{d}g}" != f"{tolerance:.{d}g}")
         said = f"{name}: the largest error is {error:.{digits}g}, allowed is {tolerance:.{digits}g}."
         raise AssertionError(" ".join([said, *hints]))
     print(f"{name}: right, largest error {error:.1e} (allowed {tolerance:.0e})")
+
+
+def _about_shapes(value: Tensor, target: Tensor) -> list[str]:
+    if value.ndim == 0:
+        return ["That is one number; was something summed or averaged over everything?"]
+    if target.ndim == 0:
+        return ["One number is asked for."]
+    if value.numel() == target.numel():
+        return ["As many numbers in another order: a transpose, or an axis of length 1 too many or too few?"]
+    return []
 
 
 def _distance(value: Tensor, other: Tensor | float) -> float:

@@ -31,5 +31,6 @@ def bandwidth_from_paper(fn: Exercise) -> None:
         mistakes = {
             "exp(−|x|²/λ²) falls faster than exp(−|x|²/2λ²), so its deviation is smaller.": theirs * math.sqrt(2),
             "Two squares are compared here: a root is missing.": theirs / 2,
+            "That is λ unchanged, but the two exponents differ by a factor of 2.": theirs,
         }
         compare(f"λ_paper = {theirs:g}", fn(theirs), theirs / math.sqrt(2), 1e-9, mistakes)

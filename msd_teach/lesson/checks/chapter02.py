@@ -87,7 +87,9 @@ def posterior_covariance(fn: Exercise) -> None:
         slopes = [torch.autograd.functional.jacobian(lambda z, s=sigma: denoise(z, s), point) for point in z]
         want = sigma**2 * torch.stack([torch.as_tensor(slope) for slope in slopes])
         mean = denoise(z, sigma)
+        off = (mean - z)[:, :, None] * (mean - z)[:, None]
         mistakes = {
+            "Deviations are from the mean D(z; σ), not from z.": want + off,
             "That is the second moment: the mean is not subtracted.": want + mean[:, :, None] * mean[:, None],
             "That is ∂D/∂z: the factor σ² is missing.": want / sigma**2,
         }

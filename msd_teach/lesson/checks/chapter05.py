@@ -72,6 +72,9 @@ def strang(fn: Exercise) -> None:
     for bandwidth in (2.0, 0.6):
         mistakes = {
             "That is Lie's splitting, Eq. 15.": _split(denoise, x, bandwidth, sigmas, z, 0.0, 1.0),
+            "The kernel's second half step, after the model's, is missing.": _split(
+                denoise, x, bandwidth, sigmas, z, 0.5, 0.0
+            ),
             "Two half steps of the kernel are one whole one, not two.": _split(
                 denoise, x, bandwidth, sigmas, z, 1.0, 1.0
             ),

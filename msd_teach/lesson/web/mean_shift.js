@@ -40,12 +40,12 @@ function meanShift(root, { components, bounds, bandwidth, starts, label }) {
   const reached = () => ends.filter((f) => climbers.some((c) => c.end === f && arrived(c)));
   const many = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   function tell() {
-    const n = climbers.length, home = climbers.filter(arrived), tired = home.filter((c) => !c.rest).length;
+    const n = climbers.length, home = climbers.filter(arrived), rest = home.filter((c) => c.rest).length;
     const modes = reached().filter((f) => f.mode).length, others = reached().length - modes;
     const parts = [`${many(modes, "mode")} found`];
     if (others) parts.push(many(others, "other stationary point"));
-    parts.push(home.length < n ? `${home.length} of ${many(n, "climber")} at rest` : `${many(n, "climber")} at rest`);
-    if (tired) parts.push(`${tired} stopped after 500 steps`);
+    parts.push(rest < n ? `${rest} of ${many(n, "climber")} at rest` : `${many(n, "climber")} at rest`);
+    if (rest < home.length) parts.push(`${home.length - rest} not there after 500 steps`);
     const text = n ? parts.join(" · ") : "No climbers. Press in the picture to drop one.";
     if (status.textContent !== text) status.textContent = text;
     const longest = Math.max(0, ...climbers.map(length));
