@@ -786,7 +786,7 @@ Near the density hundreds or thousands, where the curves cross at all. On the la
 
 Near the density the call is off by 3 to 27 per cent, and a single draw scatters by one to three times the shift that it should measure. At $\lambda = 0.03$ the sampler's own bias is about as large as the error of the call.
 
-Off the density, on the lattice, the product is narrow compared with the way to it, so that a draw hardly scatters, and its mean is better than the call: 0.45 against 0.65 at $\lambda = 0.1$. Why better, if it begins by asking the same wrong question? By (M7.6) it does not go on asking it. The first levels carry $z$ some of the way; then the claimed noise falls, the input approaches the density, and the questions become those of training.
+Off the density, on the lattice, the product is narrow compared with the way to it, so that a draw hardly scatters, and its mean is better than the call: 0.46 against 0.65 at $\lambda = 0.1$. Why better, if it begins by asking the same wrong question? By (M7.6) it does not go on asking it. The first levels carry $z$ some of the way; then the claimed noise falls, the input approaches the density, and the questions become those of training.
 
 In 32 dimensions, with half of the noise that the network expects, the call at $\lambda = 0.3$ is wrong by 70 per cent of $|m|$, the sampler's mean by 9, and one draw with all its scatter by 43. Here **the first sample pays**. The paper's argument is right about this network in 32 dimensions, though the plane, where its tables were made, does not show it.
 
@@ -1183,7 +1183,7 @@ r"""
 <details>
 <summary>Answer</summary>
 
-At $s = 1.5$ nearly half of the strays are gone, at 2 more than that. At $s = 4$ 8 per cent are astray, more than the 6 without guidance, and twigs are missing. For a strong network without errors the difference consists of the weak one's errors alone, and guiding can only distort.
+At $s = 1.5$ more than a third of the strays are gone, at 2 a few more. At $s = 4$ nearly 9 per cent are astray, more than the 6 without guidance, and twigs are missing. For a strong network without errors the difference consists of the weak one's errors alone, and guiding can only distort.
 
 </details>
 
