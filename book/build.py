@@ -27,6 +27,9 @@ MENDED = (
     ('(<div )(class="sidebar-primary-items__start)', r'\1role="region" aria-label="Contents" \2'),
     (' role="doc-biblioentry"', ""),  # deprecated
     ('<div role="list" class="citation-list"', '<div class="citation-list"'),  # has no items
+    # The parameters of a long signature are no list of definitions.
+    (r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>)[\s\S])*</dd>\s*)+)</dl>", r'<div class="sig-lines">\1</div>'),
+    (r'<dd>(<em class="sig-param">(?:(?!</?d[dl]>)[\s\S])*)</dd>', r"<div>\1</div>"),
 )
 BUDGETS = ("smoke", "laptop", "gpu")
 # One file that asks for nothing else.
