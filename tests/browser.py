@@ -35,6 +35,7 @@ def violations(page: Page, within: str = "html") -> list[str]:
         message = f"{AXE[0]} could not be fetched: accessibility was not looked at"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     page.add_script_tag(content=script.read_text())
+    page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")  # colours on their way
     found = page.evaluate("within => axe.run(within, { resultTypes: ['violations'] })", within)["violations"]
     return [f"{rule['id']}: {node['html'][:120]} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
