@@ -100,8 +100,9 @@ def test_explorables_move_with_the_keyboard(page: Page):
         assert drawn[0] != drawn[1]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_stands_in_a_readers_way(page: Page, theme: str):
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 400)])
+def test_nothing_stands_in_a_readers_way(page: Page, theme: str, width: int):
+    page.set_viewport_size({"width": width, "height": 900})
     page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
     page.wait_for_timeout(200)
     assert violations(page) == []
