@@ -125,14 +125,14 @@ def picture_figures(image: Tensor, mask: Tensor, cameras: Cameras, nearest: Like
 
     "round trip" is the PSNR in dB of the views after the autoencoder, which speckle lowers and blur raises; "detail" is
     the root mean square of their Laplacian over the truth's, within both silhouettes, which blur lowers and speckle
-    raises. "true round trip" is the truth's own.
+    raises (NaN where nothing is covered by both, as in a cloud). "true round trip" is the truth's own.
     """
     truth = render([nearest.scene] * len(cameras), turned(cameras, -nearest.azimuth), image.shape[-1])
     with torch.no_grad():
         trips = [signal_to_noise(2 * x - 1, 2 * prior.decode(prior.encode(x)) - 1) for x in (image, truth.image)]
     both = (torch.minimum(mask, truth.mask) > INSIDE).to(image)
     inner = -max_pool2d(-both, 5, stride=1, padding=2)  # the Laplacian of an outline is no detail
-    share, _ = sharpness(2 * truth.image - 1, 2 * image - 1, inner)
+    share = sharpness(2 * truth.image - 1, 2 * image - 1, inner)[0] if inner.any() else math.nan
     return {"round trip": trips[0], "true round trip": trips[1], "detail": math.sqrt(share)}
 
 

@@ -109,3 +109,4 @@ def test_speckle_and_blur_show_in_the_round_trip_and_in_the_detail() -> None:
     assert exact["round trip"] == pytest.approx(exact["true round trip"], abs=1e-4)
     assert blurred["detail"] < 0.5 < 1.5 < speckled["detail"]
     assert speckled["round trip"] < exact["round trip"] < blurred["round trip"]
+    assert math.isnan(picture_figures(image, 0.5 * mask, cameras, near, prior)["detail"]), "a cloud has no inside"

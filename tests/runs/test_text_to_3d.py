@@ -19,8 +19,11 @@ import trimesh
 from diffusers import UNet2DConditionModel
 from tiny import load, tiny
 
-from msd_teach import MeanShift, files
-from msd_teach.pocket.world import Prompt
+from msd_teach import DiffusionPrior, MeanShift, files
+from msd_teach.pocket.world import BACKGROUNDS, Prompt
+from msd_teach.pocket.world import render as render_scenes
+from msd_teach.render.fit import reconstruct
+from msd_teach.render.nerf import Field
 from msd_teach.runs import run, text_to_3d
 from msd_teach.runs.text_to_2d import METHODS, STEPS_PER_TARGET
 from msd_teach.runs.text_to_3d import Decoded, TextTo3D, antithetic, export, field_of
@@ -197,3 +200,25 @@ def test_bad_settings_and_folders_are_refused(done: Path, tmp_path: Path) -> Non
     (tmp_path / run.SETTINGS).write_text('{"prompts": ["a house"]}')
     with pytest.raises(ValueError, match=r"it must be that of a run of text-to-3d, with checkpoint.pt"):
         export(tmp_path)
+
+
+@pytest.mark.slow
+def test_figures_tell_a_known_object_from_a_cloud() -> None:
+    """A red house fitted to its own pictures is what its prompt says, and no blue duck; an untrained field is neither."""
+    prior, generator = DiffusionPrior.from_pretrained("pocket", device="cpu"), torch.Generator().manual_seed(0)
+    prompt = Prompt("house", "red")
+    cameras, scene = prompt.cameras(40, generator), prompt.mode()
+    names = [list(BACKGROUNDS)[i % len(BACKGROUNDS)] for i in range(40)]
+    behind = torch.tensor([BACKGROUNDS[name] for name in names])
+    seen = render_scenes([replace(scene, background=name) for name in names], cameras, 48).image
+    field = reconstruct(seen, cameras, behind, 250, 512, samples=32, finest=32, generator=generator)
+
+    def figures(field: Field, said: str) -> dict[str, float]:
+        return text_to_3d.figures(field, said, prior, 2, torch.Generator().manual_seed(1))
+
+    house, duck, cloud = figures(field, "a red house"), figures(field, "a blue duck"), figures(Field(), "a red house")
+    assert house["IoU"] > 0.9 > max(duck["IoU"], cloud["IoU"])
+    assert house["kind"] > 0.9 and house["colour"] > 0.9 and house["front"] > 0.9 and house["Janus rate"] < 0.1
+    assert duck["kind"] < 0.1 and duck["colour"] < 0.1
+    assert house["PSNR"] > cloud["PSNR"] + 5 and 0.1 < house["detail"] < 1.1
+    assert all(math.isfinite(value) for value in house.values()) and math.isnan(cloud["detail"])
