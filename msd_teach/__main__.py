@@ -97,7 +97,7 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     options.jupyter = others
     todo = {"chapters": copy, "lab": open_lab, "text-to-2d": draw, "sweep": sweep, "report": judge}
-    todo |= {"text-to-3d": model, "export": export, "study": study, "tables": fill}
+    todo |= {"text-to-3d": distil_object, "export": export, "study": study, "tables": fill}
     todo[options.command](options)
 
 
@@ -153,7 +153,7 @@ def judge(options: argparse.Namespace) -> None:
     records.write(options.folder / "report.json", {}, rows)
 
 
-def model(options: argparse.Namespace) -> None:
+def distil_object(options: argparse.Namespace) -> None:
     """Carries out a run of text-to-3D after saying what it takes, and writes its mesh and its turntable."""
     chosen = text_to_3d.BUDGETS[options.budget] | ({"steps": options.steps} if options.steps else {})
     task = TextTo3D(

@@ -132,7 +132,7 @@ def train_decoder(start: Path, renders: int = RENDERS, plan: Plan = DECODER_PLAN
     check_folder(start)
     network = AutoencoderKL.from_pretrained(start)
     encoder_of(network).requires_grad_(False)
-    return _fit("decoder", network, load_renders("train", renders), plan, start)
+    return _fit("decoder", network, load_renders("train", renders), plan, start, SQUARED_WEIGHT)
 
 
 def check_folder(start: Path | None) -> None:
@@ -146,10 +146,10 @@ def encoder_of(network: AutoencoderKL) -> nn.Module:
     return nn.ModuleList([network.encoder, network.quant_conv])
 
 
-def _fit(stage: str, network: AutoencoderKL, data: Renders, plan: Plan, start: Path | None) -> Trained[AutoencoderKL]:
+def _fit(
+    stage: str, network: AutoencoderKL, data: Renders, plan: Plan, start: Path | None, squared: float = 0.0
+) -> Trained[AutoencoderKL]:
     shown = load_renders("test", 24).pixels(torch.arange(24))
-
-    squared = SQUARED_WEIGHT if stage == "decoder" else 0.0
 
     def loss(network: AutoencoderKL, index: Tensor, generator: torch.Generator) -> Tensor:
         return reconstruction_loss(network, data, index, generator, squared)

@@ -256,7 +256,9 @@ def distances(features: Tensor, near: Tensor) -> Record:
     }
 
 
-def table(sizes: Sizes = SIZES, folder: Path = Table.folder) -> Table:
+def table(
+    sizes: Sizes = SIZES, folder: Path = Table.folder
+) -> Table:  # RESULTS by name would make chapter 08 wait for all
     """The table, to be filled and written."""
     settings = {"recipe": RECIPE, "sizes": sizes._asdict(), "model": version()}
     return Table("latents", settings, lambda row: compute(Row(**row), sizes), folder)

@@ -54,13 +54,13 @@ class Law(NamedTuple):
     calls: float
 
 
-def near(bandwidth: float) -> tuple[float, float]:
+def latent_interval(bandwidth: float) -> tuple[float, float]:
     """The kernel interval of chapter 05, where data have a deviation of .5, for latents, where they have 1."""
     low, high = chosen_interval(bandwidth / 2)
     return 2 * low, 2 * high
 
 
-def paper(prior: DiffusionPrior, interval: Callable[[float], tuple[float, float]] | None) -> Method:
+def paper_msd(prior: DiffusionPrior, interval: Callable[[float], tuple[float, float]] | None) -> Method:
     """Algorithm 2 with a sampler of eight steps."""
     return MSD("exponential", FALLING, prior.sigmas(8), solver="euler", interval=interval, inversion=1.0)
 
@@ -88,7 +88,10 @@ LAWS: dict[str, tuple[Law, Law]] = {
         Law(lambda *_: MSD("exact", FALLING, sigmas_around(4, 10.0)), 16),
         Law(lambda *_: MSD("exact", FALLING, sigmas_around(8, 10.0)), 32),
     ),
-    "msd-paper": (Law(lambda prior, _: paper(prior, None), 23), Law(lambda prior, _: paper(prior, near), 23)),
+    "msd-paper": (
+        Law(lambda prior, _: paper_msd(prior, None), 23),
+        Law(lambda prior, _: paper_msd(prior, latent_interval), 23),
+    ),
 }
 """Two laws of each method, the cheapest first; the first is its authors', MSD's with fewer solver steps."""
 
