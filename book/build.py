@@ -102,9 +102,11 @@ def assemble(budget: str, source: Path) -> None:
         (source / "static" / "vendor").mkdir()
         shutil.copy(script, source / "static" / "vendor")
         config["sphinx"]["config"]["mathjax_path"] = f"vendor/{script.name}"
-    configure(config, urls())
+    addresses = urls()
+    configure(config, addresses)
     (source / "_config.yml").write_text(yaml.safe_dump(config))
-    for_machines(source, config["sphinx"]["config"]["myst_html_meta"]["description"], urls().get("Documentation", ""))
+    summary = config["sphinx"]["config"]["myst_html_meta"]["description"]
+    for_machines(source, summary, addresses.get("Documentation", ""))
 
 
 def title(page: Path) -> str:
